@@ -1,0 +1,2 @@
+from . import settings
+from .kernels import DEQNNGPKernel

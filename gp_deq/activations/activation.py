@@ -1,0 +1,114 @@
+"""What a layer of infinite width does to the covariance of its pre-activations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from .pair_covariance import PairCovariance
+
+
+class Activation(ABC):
+    r"""An activation function :math:`\varphi`, known by its Gaussian expectations.
+
+    For :math:`(u, v) \sim \mathcal N(0, \Sigma)` with variances :math:`v_1, v_2`, covariance
+    :math:`c` and squared distance :math:`m = v_1 + v_2 - 2c`:
+
+    .. math::
+        G = \operatorname{E} \varphi(u)\varphi(v), \qquad
+        P = \operatorname{E} \varphi'(u)\varphi'(v) = \partial G / \partial c, \qquad
+        \tfrac12 \operatorname{E} \varphi''(u) \varphi(v) = \partial G / \partial v_1,
+
+    the equalities being Price's theorem. A subclass gives :meth:`expectations`,
+    :meth:`diagonal`, :meth:`derivative_diagonal` and its :attr:`lipschitz` constant; it overrides
+    :meth:`dual` where squared distances have a form without cancellation.
+    """
+
+    #: Whether :math:`\varphi(tu) = t\varphi(u)` for all :math:`t > 0`.
+    homogeneous: bool = False
+
+    @property
+    @abstractmethod
+    def lipschitz(self) -> float:
+        r"""Least upper bound of :math:`|\varphi'|`, infinite where there is none."""
+
+    @property
+    def critical_weight_variance(self) -> float:
+        r"""Weight variance below which every equilibrium exists and is unique.
+
+        It is :math:`1/\operatorname{Lip}(\varphi)^2`: the map :math:`\sqrt v \mapsto
+        \sqrt{w g(v) + b}` then contracts. Homogeneous activations have a larger, exact value.
+        """
+        return self.lipschitz**-2
+
+    @abstractmethod
+    def expectations(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The expectations ``G`` and ``P`` of all pairs.
+
+        Args:
+            features1: :meth:`features` of the first inputs, ``... x n x f``.
+            features2: :meth:`features` of the second inputs, ``... x m x f``.
+            sqdist: Squared distances of the pre-activations, ``... x n x m``.
+
+        Returns:
+            ``G`` and ``P``, each ``... x n x m``, to rounding relative to the largest ``G``.
+        """
+
+    @abstractmethod
+    def variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Derivatives of ``G`` by ``var1`` and by ``var2`` at fixed covariance."""
+
+    @abstractmethod
+    def diagonal(self, variance: Tensor) -> Tensor:
+        r"""Variance after the activation, :math:`g(v) = \operatorname{E}\varphi(\sqrt v z)^2`."""
+
+    @abstractmethod
+    def derivative_diagonal(self, variance: Tensor) -> Tensor:
+        r""":math:`\operatorname{E}\varphi'(\sqrt v z)^2`."""
+
+    @abstractmethod
+    def diagonal_slope(self, variance: Tensor) -> Tensor:
+        r""":math:`g'(v) = \operatorname{E}[\varphi'^2 + \varphi\varphi''](\sqrt v z)`."""
+
+    def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
+        """``diagonal(var1) - diagonal(var2)``, accurate relative to ``vardiff`` where closed forms
+        allow; the default subtracts."""
+        return self.diagonal(var1) - self.diagonal(var2)
+
+    def features(self, variance: Tensor) -> Tensor:
+        """What :meth:`expectations` needs to know of an input: by default its variance.
+
+        Args:
+            variance: ``... x n x 1``.
+        """
+        return variance
+
+    def dual(self, pair: PairCovariance) -> PairCovariance:
+        """Covariance of the activations of a pair.
+
+        The default subtracts, and so leaves squared distances with an absolute error of some units
+        in the last place of the variances.
+        """
+        value, _ = self.expectations(*self._pair_features(pair), pair.sqdist)
+        var1, var2 = self.diagonal(pair.var1), self.diagonal(pair.var2)
+        sqdist = (var1 + var2 - 2 * value).clamp_min(0.0)
+        return PairCovariance(var1, var2, sqdist, var1 - var2)
+
+    def derivative_dual(self, pair: PairCovariance) -> Tensor:
+        """``P`` of all pairs, ``... x n x m``."""
+        return self.expectations(*self._pair_features(pair), pair.sqdist)[1]
+
+    def variance_slope(self, pair: PairCovariance) -> Tensor:
+        """Derivative of ``G`` by ``var1`` at fixed covariance, ``... x n x m``."""
+        return self.variance_slopes(*self._pair_features(pair), pair.sqdist)[0]
+
+    def _pair_features(self, pair: PairCovariance) -> tuple[Tensor, Tensor]:
+        return self.features(pair.var1), self.features(pair.var2.mT)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

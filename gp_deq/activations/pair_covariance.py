@@ -1,0 +1,102 @@
+"""The joint covariance of a pair of pre-activations, for all pairs of two sets of inputs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PairCovariance(NamedTuple):
+    r"""Covariances of the pairs :math:`(u, v) \sim \mathcal N(0, \Sigma)`, held as distances.
+
+    The covariance of a pair is carried as the squared distance
+    :math:`m = \operatorname{E}(u - v)^2 = v_1 + v_2 - 2c`. Unlike :math:`c`, it keeps its full
+    relative precision where two inputs nearly coincide, and so do all quantities computed from it.
+
+    Args:
+        var1: Variances :math:`v_1` of the first inputs, ``... x n x 1``.
+        var2: Variances :math:`v_2` of the second inputs, ``... x 1 x m``.
+        sqdist: Squared distances :math:`m`, ``... x n x m``.
+        vardiff: Differences :math:`v_1 - v_2`, ``... x n x m``. Formed with the distances, from the
+            differences of coordinates, because a difference of rounded variances has lost the
+            digits that matter where the inputs nearly coincide.
+    """
+
+    var1: Tensor
+    var2: Tensor
+    sqdist: Tensor
+    vardiff: Tensor
+
+    @classmethod
+    def from_inputs(cls, x1: Tensor, x2: Tensor, bias_variance: Tensor | float) -> PairCovariance:
+        r"""Covariance :math:`\langle x, x' \rangle + \beta` of an affine layer.
+
+        Args:
+            x1: First inputs, ``... x n x d``.
+            x2: Second inputs, ``... x m x d``.
+            bias_variance: :math:`\beta \ge 0`, broadcasting with ``... x 1 x 1``.
+        """
+        sqdist, vardiff = _InputDifferences.apply(x1, x2)
+        var1 = x1.square().sum(-1, keepdim=True) + bias_variance
+        var2 = x2.square().sum(-1).unsqueeze(-2) + bias_variance
+        return cls(var1, var2, sqdist, vardiff)
+
+    @property
+    def cov(self) -> Tensor:
+        """Covariances of the pairs, ``... x n x m``."""
+        return (self.var1 + self.var2 - self.sqdist) / 2
+
+    @property
+    def versine(self) -> Tensor:
+        r""":math:`e = 1 - r` for the correlations :math:`r` of the pairs, in ``[0, 2]``.
+
+        With :math:`q = (\sqrt{v_1} - \sqrt{v_2})^2` it is :math:`(m - q) / (2\sqrt{v_1 v_2})`. An
+        input of variance zero counts as uncorrelated with all but another such input.
+        """
+        root1, root2 = safe_sqrt(self.var1), safe_sqrt(self.var2)
+        scale, total = root1 * root2, root1 + root2
+        degenerate = scale <= 0
+        gap = self.vardiff / total.masked_fill(degenerate, 1.0)
+        versine = (self.sqdist - gap.square()) / (2 * scale.masked_fill(degenerate, 1.0))
+        undefined = (total > 0).to(versine.dtype)
+        return torch.where(degenerate, undefined, versine.clamp(0.0, 2.0))
+
+
+def safe_sqrt(value: Tensor) -> Tensor:
+    """Square root whose derivative at zero is the symmetric subgradient, zero."""
+    positive = value > 0
+    return torch.where(positive, torch.where(positive, value, 1.0).sqrt(), 0.0)
+
+
+class _InputDifferences(torch.autograd.Function):
+    """Squared distances, and differences of squared norms, from differences of coordinates.
+
+    ``torch.cdist`` forms the former so, but cannot be differentiated twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x1, x2)
+        sqdist = squared_distance(x1, x2)
+        normdiff = torch.zeros_like(sqdist)
+        for column1, column2 in zip(x1.unbind(-1), x2.unbind(-1), strict=True):
+            first, second = column1.unsqueeze(-1), column2.unsqueeze(-2)
+            normdiff.addcmul_(first - second, first + second)
+        return sqdist, normdiff
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x1, x2 = ctx.saved_tensors
+        grad_sqdist, grad_normdiff = grads
+        to1 = grad_sqdist + grad_normdiff
+        to2 = grad_sqdist - grad_normdiff
+        grad1 = 2 * (to1.sum(-1).unsqueeze(-1) * x1 - grad_sqdist @ x2)
+        grad2 = 2 * (to2.sum(-2).unsqueeze(-1) * x2 - grad_sqdist.mT @ x1)
+        return grad1.sum_to_size(x1.shape), grad2.sum_to_size(x2.shape)
+
+
+def squared_distance(x1: Tensor, x2: Tensor) -> Tensor:
+    """Squared Euclidean distances from differences of coordinates; not differentiable twice."""
+    return torch.cdist(x1, x2, compute_mode="donot_use_mm_for_euclid_dist").square_()

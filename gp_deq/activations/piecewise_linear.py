@@ -1,0 +1,195 @@
+"""ReLU, leaky ReLU and identity: arc-cosine kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activation import Activation
+from .pair_covariance import PairCovariance, safe_sqrt
+
+
+class LeakyReLU(Activation):
+    r"""Leaky ReLU, :math:`\varphi(u) = u` for :math:`u > 0` and :math:`n u` for :math:`u < 0`.
+
+    With :math:`\theta` the angle of a pair, :math:`\cos\theta = c / \sqrt{v_1 v_2}`, and
+    :math:`S(\theta) = \sin\theta - \theta\cos\theta`,
+
+    .. math::
+        G = \tfrac{1 + n^2}{2} c + \tfrac{(1-n)^2}{2\pi} \sqrt{v_1 v_2}\, S(\theta), \qquad
+        P = \tfrac{1 + n^2}{2} - \tfrac{(1-n)^2}{2\pi} \theta .
+
+    Critical weight variance :math:`2/(1 + n^2)`, homogeneous of degree one; ``P`` has a cusp
+    :math:`|\theta|` at coincident inputs, whose derivative is taken as zero there. ReLU is
+    [ChoSaul2009]_, the leaky form follows from :math:`\varphi(u) = \frac{1+n}2 u + \frac{1-n}2|u|`.
+
+    Args:
+        negative_slope: :math:`n`, the slope for negative arguments. Default 0.01, as in
+            :class:`torch.nn.LeakyReLU`.
+
+    Example:
+        >>> LeakyReLU(0.5).critical_weight_variance
+        1.6
+    """
+
+    homogeneous = True
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        self.negative_slope = float(negative_slope)
+        if not math.isfinite(self.negative_slope):
+            raise ValueError(f"negative_slope must be finite, got {negative_slope!r}.")
+        self.linear_part = (1 + self.negative_slope**2) / 2
+        self.angular_part = (1 - self.negative_slope) ** 2 / (2 * math.pi)
+
+    @property
+    def lipschitz(self) -> float:
+        """Larger of the two slopes."""
+        return max(1.0, abs(self.negative_slope))
+
+    @property
+    def critical_weight_variance(self) -> float:
+        """Exactly ``2 / (1 + negative_slope**2)``, from ``g(v) = v (1 + negative_slope**2) / 2``."""
+        return 1 / self.linear_part
+
+    def expectations(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Activation.expectations`."""
+        pair = _pair(features1, features2, sqdist)
+        return self.dual(pair).cov, self.derivative_dual(pair)
+
+    def variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        r""":math:`\frac{(1-n)^2}{4\pi} \sqrt{v_2/v_1} \sin\theta`, zero at a zero variance."""
+        pair = _pair(features1, features2, sqdist)
+        sine = self.angular_part / 2 * _Angle.apply(pair.versine).sin()
+        root1, root2 = safe_sqrt(pair.var1), safe_sqrt(pair.var2)
+        slope1 = sine * root2 / root1.masked_fill(root1 == 0, math.inf)
+        slope2 = sine * root1 / root2.masked_fill(root2 == 0, math.inf)
+        return slope1, slope2
+
+    def dual(self, pair: PairCovariance) -> PairCovariance:
+        r"""See :meth:`Activation.dual`; the squared distance is :math:`\frac{1+n^2}2 m -
+        \frac{(1-n)^2}{\pi}\sqrt{v_1 v_2}\,S`, to rounding in relative terms."""
+        scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
+        bend = 2 * self.angular_part * scale * sine_excess(pair.versine)
+        return PairCovariance(
+            self.linear_part * pair.var1,
+            self.linear_part * pair.var2,
+            self.linear_part * pair.sqdist - bend,
+            self.diagonal_difference(*pair[:2], pair.vardiff),
+        )
+
+    def derivative_dual(self, pair: PairCovariance) -> Tensor:
+        """See :meth:`Activation.derivative_dual`."""
+        return self.linear_part - self.angular_part * angle(pair.versine)
+
+    def diagonal(self, variance: Tensor) -> Tensor:
+        """See :meth:`Activation.diagonal`."""
+        return self.linear_part * variance
+
+    def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
+        """See :meth:`Activation.diagonal_difference`."""
+        return self.linear_part * vardiff
+
+    def derivative_diagonal(self, variance: Tensor) -> Tensor:
+        """See :meth:`Activation.derivative_diagonal`."""
+        return torch.full_like(variance, self.linear_part)
+
+    def diagonal_slope(self, variance: Tensor) -> Tensor:
+        """See :meth:`Activation.diagonal_slope`."""
+        return torch.full_like(variance, self.linear_part)
+
+    def __repr__(self) -> str:
+        return f"LeakyReLU(negative_slope={self.negative_slope:g})"
+
+
+class ReLU(LeakyReLU):
+    r"""ReLU, :math:`\varphi(u) = \max(u, 0)`: :class:`LeakyReLU` with negative slope zero.
+
+    .. math::
+        G = \frac{\sqrt{v_1 v_2}}{2\pi} (\sin\theta + (\pi - \theta)\cos\theta), \qquad
+        P = \frac{\pi - \theta}{2\pi}
+
+    [ChoSaul2009]_. Critical weight variance 2.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(negative_slope=0.0)
+
+    def __repr__(self) -> str:
+        return "ReLU()"
+
+
+class Identity(LeakyReLU):
+    """The linear network: ``G = c``, ``P = 1``, critical weight variance 1."""
+
+    def __init__(self) -> None:
+        super().__init__(negative_slope=1.0)
+
+    def __repr__(self) -> str:
+        return "Identity()"
+
+
+def _pair(var1: Tensor, var2: Tensor, sqdist: Tensor) -> PairCovariance:
+    var2 = var2.mT
+    return PairCovariance(var1, var2, sqdist, var1 - var2)
+
+
+def angle(versine: Tensor) -> Tensor:
+    r""":math:`\theta = 2\arcsin\sqrt{e/2}` for :math:`e = 1 - \cos\theta` in ``[0, 2]``.
+
+    Its derivative :math:`1/\sin\theta` is taken as zero at the cusps :math:`\theta = 0, \pi`.
+    """
+    return _Angle.apply(versine)
+
+
+def sine_excess(versine: Tensor) -> Tensor:
+    r""":math:`S = \sin\theta - \theta\cos\theta` for :math:`e = 1 - \cos\theta`; ``dS/de = angle``.
+
+    Nine terms of its Taylor series below :math:`\theta = 1`, where the difference cancels.
+    """
+    return _SineExcess.apply(versine)
+
+
+class _Angle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, versine: Tensor) -> Tensor:
+        ctx.save_for_backward(versine)
+        return 2 * (versine / 2).sqrt_().asin_()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (versine,) = ctx.saved_tensors
+        smooth = (versine > 0) & (versine < 2)
+        sine = (torch.where(smooth, versine * (2 - versine), 1.0)).sqrt()
+        return torch.where(smooth, grad / sine, 0.0)
+
+
+class _SineExcess(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, versine: Tensor) -> Tensor:
+        ctx.save_for_backward(versine)
+        return sine_excess_of_angle(_Angle.apply(versine))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (versine,) = ctx.saved_tensors
+        return grad * _Angle.apply(versine)
+
+
+# S = sum_k (-1)^(k+1) 2k theta^(2k+1) / (2k+1)!, the first nine terms
+_SINE_EXCESS_TERMS = [(-1) ** (k + 1) * 2 * k / math.factorial(2 * k + 1) for k in range(1, 10)]
+
+
+def sine_excess_of_angle(theta: Tensor) -> Tensor:
+    """``sin(theta) - theta * cos(theta)`` without cancellation."""
+    square = theta.square()
+    series = torch.full_like(theta, _SINE_EXCESS_TERMS[-1])
+    for coefficient in reversed(_SINE_EXCESS_TERMS[:-1]):
+        series = series * square + coefficient
+    return torch.where(theta < 1, series * square * theta, theta.sin() - theta * theta.cos())

@@ -1,0 +1,80 @@
+"""The sine, whose kernel is that of random Fourier features with a variance per input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .activation import Activation
+from .pair_covariance import PairCovariance
+
+
+class Sine(Activation):
+    r"""The sine, :math:`\varphi(u) = \sin u`.
+
+    From :math:`\operatorname{E}\cos(u \mp v) = \exp(-\frac12 \operatorname{E}(u \mp v)^2)`, with
+    :math:`m = \operatorname{E}(u - v)^2` and :math:`\bar m = \operatorname{E}(u + v)^2`,
+
+    .. math::
+        G = \tfrac12 (e^{-m/2} - e^{-\bar m/2}), \qquad P = \tfrac12 (e^{-m/2} + e^{-\bar m/2}),
+        \qquad \frac{\partial G}{\partial v_1} = -\tfrac12 G.
+
+    Critical weight variance 1; odd, bounded, not homogeneous; ``P`` is smooth.
+    """
+
+    @property
+    def lipschitz(self) -> float:
+        """1, at the origin."""
+        return 1.0
+
+    def expectations(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Activation.expectations`."""
+        near = (sqdist / -2).exp()
+        far = (sqdist / 2 - (features1 + features2.mT)).exp()
+        return (near - far) / 2, (near + far) / 2
+
+    def variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Activation.variance_slopes`."""
+        slope = self.expectations(features1, features2, sqdist)[0] / -2
+        return slope, slope
+
+    def dual(self, pair: PairCovariance) -> PairCovariance:
+        r"""See :meth:`Activation.dual`; the squared distance is :math:`(1 - e^{-m/2})
+        (1 + e^{-\bar m/2}) - \frac12 (e^{-v_1} - e^{-v_2})^2`."""
+        var1, var2, sqdist, vardiff = pair
+        far = (sqdist / 2 - (var1 + var2)).exp()
+        gap = self._decay_difference(var1, var2, vardiff)
+        distance = (sqdist / -2).expm1().neg() * (1 + far) - gap.square() / 2
+        return PairCovariance(
+            self.diagonal(var1),
+            self.diagonal(var2),
+            distance.clamp_min(0.0),
+            self.diagonal_difference(var1, var2, vardiff),
+        )
+
+    def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
+        """See :meth:`Activation.diagonal_difference`."""
+        return self._decay_difference(2 * var1, 2 * var2, 2 * vardiff) / -2
+
+    @staticmethod
+    def _decay_difference(var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
+        """``exp(-var1) - exp(-var2)``, relative to ``vardiff`` and without overflow."""
+        below = (-var2).exp() * (-vardiff.clamp_min(0.0)).expm1()
+        above = (-var1).exp() * vardiff.clamp_max(0.0).expm1()
+        return torch.where(vardiff > 0, below, -above)
+
+    def diagonal(self, variance: Tensor) -> Tensor:
+        """See :meth:`Activation.diagonal`."""
+        return (-2 * variance).expm1() / -2
+
+    def derivative_diagonal(self, variance: Tensor) -> Tensor:
+        """See :meth:`Activation.derivative_diagonal`."""
+        return (1 + (-2 * variance).exp()) / 2
+
+    def diagonal_slope(self, variance: Tensor) -> Tensor:
+        """See :meth:`Activation.diagonal_slope`."""
+        return (-2 * variance).exp()

@@ -1,0 +1,125 @@
+"""Real data sets, and the split that the benchmarks share.
+
+Nothing here downloads anything: the diabetes data ship with scikit-learn, which GPyTorch installs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dataset", "Split", "load_diabetes", "train_test_split"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A regression problem in its original units.
+
+    Args:
+        name: How tables and figures call it.
+        X: Inputs, ``n x d``, float64.
+        y: Targets, ``n``, float64.
+        feature_names: One name for each column of ``X``.
+    """
+
+    name: str
+    X: Tensor
+    y: Tensor
+    feature_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.X.ndim != 2 or self.y.shape != self.X.shape[:1]:
+            raise ValueError(
+                "a Dataset has X of shape n x d and y of shape n, "
+                f"but got {tuple(self.X.shape)} and {tuple(self.y.shape)}"
+            )
+        if len(self.feature_names) != self.X.shape[1]:
+            raise ValueError(
+                f"{self.X.shape[1]} columns need as many feature names, "
+                f"but got {len(self.feature_names)}"
+            )
+
+
+@dataclass(frozen=True)
+class Split:
+    """A train/test split, standardised by the mean and standard deviation of the training part.
+
+    Args:
+        train_x: Training inputs, ``n x d``, each column with mean 0 and variance 1.
+        train_y: Training targets, ``n``, with mean 0 and variance 1.
+        test_x: Test inputs, shifted and scaled by the training part's figures.
+        test_y: Test targets, likewise.
+        x_mean: Mean of each input column over the training part.
+        x_std: Standard deviation of each input column over the training part.
+        y_mean: Mean of the training targets.
+        y_std: Standard deviation of the training targets, which takes a standardised error back
+            to the original units.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    x_mean: Tensor
+    x_std: Tensor
+    y_mean: float
+    y_std: float
+
+
+def load_diabetes() -> Dataset:
+    """The diabetes data of Efron et al. (2004): 442 patients, 10 measurements each.
+
+    The target is a measure of disease progression one year after the measurements.
+
+    Returns:
+        The data in their original units.
+
+    Example:
+        >>> load_diabetes().X.shape
+        torch.Size([442, 10])
+    """
+    from sklearn.datasets import load_diabetes as load
+
+    bunch = load(scaled=False)
+    return Dataset(
+        name="diabetes",
+        X=torch.as_tensor(bunch.data, dtype=torch.float64),
+        y=torch.as_tensor(bunch.target, dtype=torch.float64),
+        feature_names=tuple(bunch.feature_names),
+    )
+
+
+def train_test_split(dataset: Dataset, test_fraction: float = 0.2, seed: int = 0) -> Split:
+    """Split at random and standardise by the training part.
+
+    Args:
+        dataset: The data.
+        test_fraction: Share of the rows that are held out, strictly between 0 and 1.
+        seed: Of the permutation; the global random state is left alone.
+
+    Returns:
+        The standardised split. A column that is constant over the training part is only centred.
+    """
+    n = len(dataset.y)
+    num_test = round(n * test_fraction)
+    if not 0 < num_test < n - 1:
+        raise ValueError(
+            f"test_fraction={test_fraction} leaves {num_test} of {n} rows for the test; at least "
+            "one is needed, and at least two to train on"
+        )
+    permutation = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    test, train = permutation[:num_test], permutation[num_test:]
+    x_mean, x_std = dataset.X[train].mean(0), dataset.X[train].std(0)
+    x_std = torch.where(x_std > 0, x_std, torch.ones_like(x_std))
+    y_mean, y_std = dataset.y[train].mean().item(), dataset.y[train].std().item()
+    y_std = y_std if y_std > 0 else 1.0
+    return Split(
+        train_x=(dataset.X[train] - x_mean) / x_std,
+        train_y=(dataset.y[train] - y_mean) / y_std,
+        test_x=(dataset.X[test] - x_mean) / x_std,
+        test_y=(dataset.y[test] - y_mean) / y_std,
+        x_mean=x_mean,
+        x_std=x_std,
+        y_mean=y_mean,
+        y_std=y_std,
+    )

@@ -1,0 +1,53 @@
+"""A safeguarded Newton iteration for many scalar equations at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import settings
+from .report import SolverMonitor
+
+
+def newton(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    scale: Tensor,
+    monitor: SolverMonitor,
+) -> Tensor:
+    """Roots of increasing functions, elementwise, without a graph.
+
+    A step that leaves the bracket is replaced by a bisection, so convergence does not depend on
+    the start. All elements stop together, when every step is within the tolerance.
+
+    Args:
+        function: Maps points to values and slopes, all of the shape of ``start``.
+        start: First points.
+        lower: Lower ends of brackets of the roots.
+        upper: Upper ends.
+        scale: What ``settings.solver_tolerance`` is relative to.
+        monitor: Is told iterations and last steps.
+
+    Returns:
+        The roots.
+    """
+    tolerance = settings.solver_tolerance.value(start.dtype)
+    point = torch.minimum(torch.maximum(start, lower), upper)
+    limit = tolerance * scale
+    step, count = torch.zeros_like(point), 0
+    for count in range(1, settings.max_solver_iterations.value() + 1):
+        value, slope = function(point)
+        lower = torch.where(value <= 0, point, lower)
+        upper = torch.where(value >= 0, point, upper)
+        proposal = point - value / slope
+        inside = (proposal >= lower) & (proposal <= upper)
+        proposal = torch.where(inside, proposal, (lower + upper) / 2)
+        step, point = (proposal - point).abs_(), proposal
+        if bool((step <= limit).all()):
+            break
+    monitor.record(count, step / scale.masked_fill(scale == 0, 1.0), tolerance)
+    return point

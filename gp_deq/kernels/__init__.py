@@ -1,0 +1,1 @@
+from .deq_nngp_kernel import DEQNNGPKernel

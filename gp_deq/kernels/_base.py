@@ -1,0 +1,262 @@
+"""What all kernels of the package share: the injected input and its hyperparameters."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from gpytorch.constraints import Interval
+from gpytorch.kernels import Kernel
+from gpytorch.priors import Prior
+from torch import Tensor
+
+from .. import settings
+from ..activations import Activation, PairCovariance, get_activation
+from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
+from ..equilibrium.pairwise import pairwise
+from .constraints import NonNegative
+
+
+class NeuralKernel(Kernel):
+    r"""A kernel of an infinitely wide network of an affine function of the input.
+
+    The input enters by its covariance
+
+    .. math::
+        b(x, x') = \frac1d \sum_j \frac{(x_j - \mathtt{center}_j)(x'_j - \mathtt{center}_j)}
+        {\mathtt{lengthscale}_j^2} + \mathtt{bias\_variance} .
+
+    A subclass names its hyperparameters and gives :meth:`_read_out`, the kernel as a function of
+    that covariance. Everything else, shapes, blocks and the record of the solver, is here.
+    """
+
+    has_lengthscale = True
+    #: Names of the hyperparameters that :meth:`_read_out` takes, in its order.
+    _hyperparameters: tuple[str, ...] = ("weight_variance", "bias_variance")
+
+    def __init__(
+        self,
+        activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
+        center: float | Sequence[float] | Tensor = 0.0,
+        *,
+        bias_variance_prior: Prior | None = None,
+        bias_variance_constraint: Interval | None = None,
+        ard_num_dims: int | None = None,
+        batch_shape: torch.Size | None = None,
+        active_dims: Sequence[int] | Tensor | None = None,
+        lengthscale_prior: Prior | None = None,
+        lengthscale_constraint: Interval | None = None,
+    ) -> None:
+        super().__init__(
+            ard_num_dims=ard_num_dims,
+            batch_shape=batch_shape,
+            active_dims=active_dims,
+            lengthscale_prior=lengthscale_prior,
+            lengthscale_constraint=lengthscale_constraint,
+        )
+        self.activation = get_activation(activation)
+        self.solver_report = SolverReport(iterations=0, residual=0.0, converged=True)
+        self._register_center(center)
+        self._register_hyperparameter(
+            "bias_variance", bias_variance_constraint or NonNegative(), bias_variance_prior
+        )
+
+    @property
+    def is_stationary(self) -> bool:
+        """False: the kernel depends on where the inputs lie around :attr:`center`."""
+        return False
+
+    @property
+    def bias_variance(self) -> Tensor:
+        """Variance of the injected bias, ``*batch_shape x 1 x 1``."""
+        return self._hyperparameter("bias_variance")
+
+    @bias_variance.setter
+    def bias_variance(self, value: Tensor | float) -> None:
+        self._set_hyperparameter("bias_variance", value)
+
+    def forward(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        diag: bool = False,
+        last_dim_is_batch: bool = False,
+        **params: Any,
+    ) -> Tensor:
+        """Covariance of the pairs of ``x1`` and ``x2``.
+
+        Args:
+            x1: ``... x n x d``.
+            x2: ``... x m x d``.
+            diag: Only the pairs of equal index, for which ``n`` equals ``m``.
+            last_dim_is_batch: Not supported.
+            **params: Ignored, as in GPyTorch.
+
+        Returns:
+            ``... x n x m``, or ``... x n`` with ``diag``.
+        """
+        if last_dim_is_batch:
+            raise RuntimeError(
+                f"{type(self).__name__} does not support last_dim_is_batch, which GPyTorch has "
+                "deprecated; sum or multiply kernels with different active_dims instead."
+            )
+        self._check_inputs(x1, x2, diag)
+        symmetric = not diag and (x1 is x2 or (x1.shape == x2.shape and torch.equal(x1, x2)))
+        hyperparameters = [self._hyperparameter(name) for name in self._hyperparameters]
+        z1, z2 = self._scale(x1), self._scale(x2)
+        if diag:
+            # each pair is a 1 x 1 matrix of its own
+            z1, z2 = z1.unsqueeze(-2), z2.unsqueeze(-2)
+            hyperparameters = [value.unsqueeze(-1) for value in hyperparameters]
+        monitor = SolverMonitor()
+        value = self._evaluate(z1, z2, hyperparameters, symmetric, monitor)
+        self._report(monitor, value)
+        return value.squeeze(-1).squeeze(-1) if diag else value
+
+    @abstractmethod
+    def _read_out(
+        self, injected: PairCovariance, monitor: SolverMonitor, *hyperparameters: Tensor
+    ) -> Tensor:
+        """The kernel, ``... x n x m``, of the covariance of the injected input."""
+
+    def _evaluate(
+        self,
+        z1: Tensor,
+        z2: Tensor,
+        hyperparameters: list[Tensor],
+        symmetric: bool,
+        monitor: SolverMonitor,
+    ) -> Tensor:
+        def block(first: Tensor, second: Tensor, *values: Tensor) -> Tensor:
+            injected = PairCovariance.from_inputs(first, second, values[-1])
+            return self._read_out(injected, monitor, *values)
+
+        return pairwise(block, z1, z2, *hyperparameters, symmetric=symmetric)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        return (x - self.center.to(x)) / (self.lengthscale * math.sqrt(x.shape[-1]))
+
+    def _check_inputs(self, x1: Tensor, x2: Tensor, diag: bool) -> None:
+        name, dims = type(self).__name__, x1.shape[-1]
+        if x2.shape[-1] != dims:
+            raise ValueError(
+                f"{name} got inputs of {dims} and of {x2.shape[-1]} dimensions; both must be the same."
+            )
+        if self.ard_num_dims is not None and self.ard_num_dims != dims:
+            raise RuntimeError(
+                f"{name} was made with ard_num_dims={self.ard_num_dims}, but its inputs have "
+                f"{dims} dimensions{' after active_dims' if self.active_dims is not None else ''}."
+            )
+        if self.center.shape[-1] not in (1, dims):
+            raise ValueError(
+                f"The center of {name} has {self.center.shape[-1]} entries, but its inputs have "
+                f"{dims} dimensions; give a float or one entry for each dimension."
+            )
+        if diag and x1.shape[-2] != x2.shape[-2]:
+            raise ValueError(
+                f"diag=True pairs the inputs one by one, but there are {x1.shape[-2]} and "
+                f"{x2.shape[-2]} of them."
+            )
+        for x in (x1, x2) if x2 is not x1 else (x1,):
+            # a sum is finite unless an entry is not, or nearly overflows
+            if not math.isfinite(x.detach().sum().item()) and not bool(x.isfinite().all()):
+                bad = int((~x.isfinite()).any(-1).sum())
+                raise ValueError(f"{name} got NaN or infinite inputs, in {bad} of its rows.")
+
+    def _report(self, monitor: SolverMonitor, value: Tensor) -> None:
+        self.solver_report = report = monitor.report()
+        if report.converged or not settings.warn_not_converged.value():
+            return
+        names = [*self._hyperparameters, "lengthscale"]
+        ranges = ", ".join(f"{name} {_range(getattr(self, name))}" for name in names)
+        warnings.warn(
+            f"{type(self).__name__} ({self.activation!r}) did not converge in {report.iterations} "
+            f"iterations: relative step {report.residual:.1e}, tolerance "
+            f"{settings.solver_tolerance.value(value.dtype):.1e}, at {ranges}. Raise "
+            "gp_deq.settings.max_solver_iterations or scale the inputs.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+    def _register_center(self, center: float | Sequence[float] | Tensor) -> None:
+        value = torch.as_tensor(center, dtype=self.raw_lengthscale.dtype)
+        if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
+            raise ValueError(
+                f"center must be a finite float or a vector with one entry a dimension, not {center!r}."
+            )
+        if self.ard_num_dims is not None and value.numel() not in (1, self.ard_num_dims):
+            raise ValueError(
+                f"center has {value.numel()} entries, but ard_num_dims is {self.ard_num_dims}."
+            )
+        # with the batch dimensions, as GPyTorch indexes and expands buffers like parameters
+        self.register_buffer("center", value.reshape(1, -1).repeat(*self.batch_shape, 1, 1))
+
+    def _register_hyperparameter(
+        self, name: str, constraint: Interval, prior: Prior | None
+    ) -> None:
+        raw = torch.nn.Parameter(torch.zeros(*self.batch_shape, 1, 1))
+        self.register_parameter(f"raw_{name}", raw)
+        self.register_constraint(f"raw_{name}", constraint)
+        if prior is not None:
+            if not isinstance(prior, Prior):
+                raise TypeError(
+                    f"{name}_prior must be a gpytorch.priors.Prior, not {type(prior).__name__}."
+                )
+            self.register_prior(
+                f"{name}_prior", prior, partial(_get, name=name), partial(_set, name=name)
+            )
+
+    def _hyperparameter(self, name: str) -> Tensor:
+        return getattr(self, f"raw_{name}_constraint").transform(getattr(self, f"raw_{name}"))
+
+    def _set_hyperparameter(self, name: str, value: Tensor | float) -> None:
+        raw = getattr(self, f"raw_{name}")
+        constraint = getattr(self, f"raw_{name}_constraint")
+        value = torch.as_tensor(value).to(raw)
+        if not constraint.check(value) or (constraint.lower_bound == 0 and name == "weight_variance" and bool((value <= 0).any())):
+            raise ValueError(
+                f"{name} of {type(self).__name__} ({self.activation!r}) must lie in "
+                f"{self._region(name)}, got {_range(value)}."
+            )
+        self.initialize(**{f"raw_{name}": constraint.inverse_transform(value)})
+
+    def _region(self, name: str) -> str:
+        constraint = getattr(self, f"raw_{name}_constraint")
+        return f"[{float(constraint.lower_bound):g}, {float(constraint.upper_bound):g}]"
+
+    def __getitem__(self, index: Any) -> NeuralKernel:
+        """Kernel of a part of the batch; unlike GPyTorch's, right with ``active_dims`` too."""
+        return self._without_active_dims(lambda kernel: Kernel.__getitem__(kernel, index))
+
+    def expand_batch(self, *sizes: Any) -> NeuralKernel:
+        """Kernel of a larger batch shape; unlike GPyTorch's, right with ``active_dims`` too."""
+        return self._without_active_dims(lambda kernel: Kernel.expand_batch(kernel, *sizes))
+
+    def _without_active_dims(self, change: Callable[[Kernel], Kernel]) -> NeuralKernel:
+        # GPyTorch indexes and expands active_dims as if it had batch dimensions
+        if self.active_dims is None:
+            return change(self)
+        bare = deepcopy(self)
+        bare.active_dims = None
+        changed = change(bare)
+        changed.active_dims = self.active_dims.clone()
+        return changed
+
+
+def _get(module: NeuralKernel, name: str) -> Tensor:
+    return getattr(module, name)
+
+
+def _set(module: NeuralKernel, value: Tensor, name: str) -> None:
+    setattr(module, name, value)
+
+
+def _range(value: Tensor) -> str:
+    low, high = float(value.detach().min()), float(value.detach().max())
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -1,0 +1,386 @@
+"""Figures: predictions with intervals, learned relevances, collapse with depth, speed.
+
+Every function takes plain data, returns a `matplotlib.figure.Figure` and leaves pyplot alone, so
+nothing here needs a display or changes the caller's figures.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+except ImportError as error:
+    raise ImportError('gp_deq.plotting needs matplotlib: pip install "gp_deq[cli]"') from error
+
+__all__ = [
+    "Bar",
+    "Predictions",
+    "Series",
+    "demo_figure",
+    "depth_figure",
+    "predictions_figure",
+    "relevance_figure",
+    "save_figure",
+    "speed_figure",
+]
+
+# Okabe and Ito's palette, told apart by colour-blind readers; the yellow is left out.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_Z95 = 1.959963984540054
+
+
+class Predictions(NamedTuple):
+    """Gaussian predictions of observed targets.
+
+    Args:
+        target: Observed values, ``n``.
+        mean: Predictive means, ``n``.
+        std: Predictive standard deviations, noise included, ``n``.
+    """
+
+    target: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+class Bar(NamedTuple):
+    """One bar of a comparison, with the value it should not exceed.
+
+    Args:
+        label: Its name.
+        value: Its length.
+        target: The bound, drawn as a tick; None where there is none.
+    """
+
+    label: str
+    value: float
+    target: float | None = None
+
+
+class Series(NamedTuple):
+    """One line of a plot.
+
+    Args:
+        label: Its name in the legend; lines of the same name share one colour in a figure.
+        x: Abscissae.
+        y: Ordinates.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
+    """Write a figure, without a timestamp, so that equal figures give equal files.
+
+    Args:
+        figure: The figure.
+        path: Where to; the suffix says which format.
+        dpi: Pixels per inch.
+    """
+    figure.savefig(path, dpi=dpi)
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _plain_log_axis(axes: Axes, ticks: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _draw_predictions(
+    axes: Axes, predictions: Predictions, title: str, unit: str, color: str
+) -> None:
+    """Targets against the rank of their predicted mean, with the 95 % intervals as a band."""
+    order = torch.argsort(predictions.mean)
+    target, mean, std = (value.detach().cpu()[order].numpy() for value in predictions)
+    rank = range(1, len(mean) + 1)
+    lower, upper = mean - _Z95 * std, mean + _Z95 * std
+    inside = (target >= lower) & (target <= upper)
+    axes.fill_between(rank, lower, upper, color=color, alpha=0.18, linewidth=0)
+    axes.plot(rank, mean, color=color, linewidth=1.6)
+    axes.scatter(
+        [r for r, i in zip(rank, inside) if i], target[inside], s=9, color="0.25", linewidth=0
+    )
+    axes.scatter(
+        [r for r, i in zip(rank, inside) if not i],
+        target[~inside],
+        s=22,
+        color="#D00000",
+        marker="x",
+        linewidth=1.2,
+    )
+    rmse = float(((target - mean) ** 2).mean() ** 0.5)
+    axes.set_title(title, fontsize=10)
+    axes.text(
+        0.03,
+        0.97,
+        f"RMSE {rmse:.3g}\n{inside.mean():.0%} inside 95 %",
+        transform=axes.transAxes,
+        va="top",
+        fontsize=8,
+    )
+    axes.set_xlabel("test inputs, by predicted mean", fontsize=9)
+    axes.set_ylabel(unit, fontsize=9)
+    axes.tick_params(labelsize=8)
+    _style(axes)
+
+
+def _draw_relevances(
+    axes: Axes, relevances: Mapping[str, Tensor], feature_names: Sequence[str]
+) -> None:
+    width = 0.84 / len(relevances)
+    for i, (label, relevance) in enumerate(relevances.items()):
+        offset = (i - (len(relevances) - 1) / 2) * width
+        axes.bar(
+            [j + offset for j in range(len(feature_names))],
+            relevance.detach().cpu().tolist(),
+            width=0.92 * width,
+            color=_COLORS[i % len(_COLORS)],
+            label=label,
+        )
+    axes.set_xticks(range(len(feature_names)), feature_names)
+    axes.set_ylabel("share of 1 / lengthscale²", fontsize=9)
+    axes.set_title("Learned relevance of each input", fontsize=10)
+    axes.legend(fontsize=8, frameon=False)
+    axes.tick_params(labelsize=8)
+    _style(axes)
+    axes.grid(visible=False, axis="x")
+
+
+def _draw_depth(
+    axes: Axes,
+    depths: Sequence[int],
+    feed_forward: Mapping[float, Sequence[float]],
+    injected: Mapping[float, Sequence[float]],
+    equilibrium: Mapping[float, float],
+    critical: float,
+) -> None:
+    weights = sorted({*feed_forward, *injected, *equilibrium})
+    colors = {w: _COLORS[i % len(_COLORS)] for i, w in enumerate(weights)}
+    right = max(depths)
+    for w, value in equilibrium.items():
+        axes.axhline(value, color=colors[w], linewidth=5, alpha=0.25, label=f"equilibrium, w = {w:g}")
+    for w, values in injected.items():
+        axes.plot(
+            depths,
+            values,
+            color=colors[w],
+            marker="o",
+            markersize=3.5,
+            linewidth=1.2,
+            label=f"finite depth, input injected, w = {w:g}",
+        )
+    for w, values in feed_forward.items():
+        note = " (critical)" if w == critical else ""
+        axes.plot(
+            depths,
+            values,
+            color=colors[w],
+            linestyle="--",
+            marker="s",
+            markersize=3.5,
+            linewidth=1.2,
+            label=f"feed-forward, w = {w:g}{note}",
+        )
+    _plain_log_axis(axes, [4**k for k in range(20) if 4**k <= right])
+    axes.set_xlim(min(depths) * 0.9, right * 1.1)
+    top = 1.0
+    low = min(min(v) for v in (*feed_forward.values(), *injected.values()))
+    axes.set_ylim(min(low, *equilibrium.values()) - 0.06, top + 0.03)
+    axes.axhline(1.0, color="0.4", linewidth=0.7)
+    axes.set_xlabel("depth", fontsize=9)
+    axes.set_ylabel("correlation of the two outputs", fontsize=9)
+    axes.set_title("Two orthogonal inputs in ReLU networks of growing depth", fontsize=10)
+    axes.tick_params(labelsize=8)
+    _style(axes)
+
+
+def predictions_figure(panels: Mapping[str, Predictions], unit: str = "target") -> Figure:
+    """Test targets and predictions with 95 % intervals, one panel for each model.
+
+    Inputs are sorted by their predicted mean; targets outside the interval are red crosses.
+
+    Args:
+        panels: Predictions by name of the model.
+        unit: Label of the vertical axis.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(4.0 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for i, (title, predictions) in enumerate(panels.items()):
+        _draw_predictions(axes[i], predictions, title, unit, _COLORS[i % len(_COLORS)])
+        axes[i].label_outer()
+    return figure
+
+
+def relevance_figure(relevances: Mapping[str, Tensor], feature_names: Sequence[str]) -> Figure:
+    """Learned relevances of the inputs, a group of bars for each input.
+
+    Args:
+        relevances: For each kernel, one number for each input, ``1 / lengthscale**2`` normalised
+            to sum 1.
+        feature_names: Names of the inputs.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(max(6.0, 0.9 * len(feature_names)), 3.4), layout="constrained")
+    _draw_relevances(figure.subplots(), relevances, feature_names)
+    return figure
+
+
+def depth_figure(
+    depths: Sequence[int],
+    feed_forward: Mapping[float, Sequence[float]],
+    injected: Mapping[float, Sequence[float]],
+    equilibrium: Mapping[float, float],
+    critical: float = 2.0,
+) -> Figure:
+    """Correlation of two inputs against depth, lines by weight variance.
+
+    Args:
+        depths: Depths of the finite kernels.
+        feed_forward: Correlations without input injection.
+        injected: Correlations with input injection.
+        equilibrium: Correlation at the fixed point.
+        critical: The critical weight variance, marked in the legend.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    _draw_depth(axes, depths, feed_forward, injected, equilibrium, critical)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    return figure
+
+
+def demo_figure(
+    panels: Mapping[str, Predictions],
+    relevances: Mapping[str, Tensor],
+    feature_names: Sequence[str],
+    depth: tuple[
+        Sequence[int],
+        Mapping[float, Sequence[float]],
+        Mapping[float, Sequence[float]],
+        Mapping[float, float],
+    ],
+    unit: str = "target",
+    title: str = "",
+) -> Figure:
+    """The demo's figure: predictions above, relevances and depth below.
+
+    Args:
+        panels: As in `predictions_figure`.
+        relevances: As in `relevance_figure`.
+        feature_names: As in `relevance_figure`.
+        depth: The first four arguments of `depth_figure`.
+        unit: As in `predictions_figure`.
+        title: Of the whole figure.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(13.0, 8.0), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=12)
+    above, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
+    axes = above.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for i, (name, predictions) in enumerate(panels.items()):
+        _draw_predictions(axes[i], predictions, name, unit, _COLORS[i % len(_COLORS)])
+        axes[i].label_outer()
+    left, right = below.subplots(1, 2, width_ratios=(1.15, 1.0))
+    _draw_relevances(left, relevances, feature_names)
+    _draw_depth(right, *depth, critical=2.0)
+    right.legend(fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
+    return figure
+
+
+def speed_figure(
+    bars: Sequence[Bar],
+    lines: Mapping[tuple[str, str], Sequence[Series]],
+    title: str = "",
+    bars_label: str = "time relative to Matérn-5/2",
+) -> Figure:
+    """Times and memory: bars on the left, lines on log axes on the right.
+
+    Args:
+        bars: Ratios to a reference, with their targets.
+        lines: For each panel ``(abscissa, ordinate)`` its lines.
+        title: Of the whole figure.
+        bars_label: What the bars measure.
+
+    Returns:
+        The figure.
+    """
+    rows = max(1, (len(lines) + 1) // 2)
+    figure = Figure(figsize=(14.0, max(3.6 * rows, 0.32 * len(bars) + 2.0)), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    grid = figure.add_gridspec(rows, 3, width_ratios=(1.25, 1.0, 1.0))
+    axes = figure.add_subplot(grid[:, 0])
+    for i, bar in enumerate(bars):
+        met = bar.target is None or bar.value <= bar.target
+        axes.barh(
+            i, bar.value, color="0.72" if bar.target is None else "#0072B2" if met else "#D55E00"
+        )
+        if bar.target is not None:
+            axes.plot([bar.target] * 2, [i - 0.45, i + 0.45], color="black", linewidth=2)
+        end = bar.value if bar.target is None else max(bar.value, bar.target)
+        axes.text(end, i, f"  {bar.value:.2f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.14 * max([max(b.value, b.target or 0.0) for b in bars], default=1.0))
+    axes.set_xlabel(bars_label + "; black: target", fontsize=9)
+    axes.tick_params(labelsize=8)
+    _style(axes)
+    axes.grid(visible=False, axis="y")
+
+    labels = list(dict.fromkeys(s.label for series in lines.values() for s in series))
+    handles = {}
+    for k, ((abscissa, ordinate), series) in enumerate(lines.items()):
+        axes = figure.add_subplot(grid[k // 2, 1 + k % 2])
+        for line in series:
+            i = labels.index(line.label)
+            (handles[line.label],) = axes.plot(
+                line.x,
+                line.y,
+                color=_COLORS[i % len(_COLORS)],
+                marker=_MARKERS[i % len(_MARKERS)],
+                markersize=4,
+                linewidth=1.3,
+                linestyle="-" if i < len(_COLORS) else "--",
+            )
+        _plain_log_axis(axes, sorted({x for line in series for x in line.x}))
+        axes.set_yscale("log")
+        axes.set_xlabel(abscissa, fontsize=9)
+        axes.set_ylabel(ordinate, fontsize=9)
+        axes.tick_params(labelsize=8)
+        _style(axes)
+    if handles:
+        figure.legend(
+            [handles[label] for label in labels],
+            labels,
+            loc="outside lower center",
+            ncols=min(5, len(labels)),
+            fontsize=8,
+            frameon=False,
+        )
+    return figure
