@@ -1,2 +1,17 @@
-from . import settings
-from .kernels import DEQNNGPKernel
+"""Deep-equilibrium kernels for GPyTorch and BoTorch."""
+
+from . import activations, equilibrium, kernels, settings
+from .kernels import DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEQNNGPKernel",
+    "DEQNTKKernel",
+    "NNGPKernel",
+    "NTKKernel",
+    "activations",
+    "equilibrium",
+    "kernels",
+    "settings",
+]

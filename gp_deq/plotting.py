@@ -174,7 +174,9 @@ def _draw_depth(
     colors = {w: _COLORS[i % len(_COLORS)] for i, w in enumerate(weights)}
     right = max(depths)
     for w, value in equilibrium.items():
-        axes.axhline(value, color=colors[w], linewidth=5, alpha=0.25, label=f"equilibrium, w = {w:g}")
+        axes.axhline(
+            value, color=colors[w], linewidth=5, alpha=0.25, label=f"equilibrium, w = {w:g}"
+        )
     for w, values in injected.items():
         axes.plot(
             depths,
@@ -301,7 +303,7 @@ def demo_figure(
     figure = Figure(figsize=(13.0, 8.0), layout="constrained")
     if title:
         figure.suptitle(title, fontsize=12)
-    above, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 1.05))[:, 0]
     axes = above.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for i, (name, predictions) in enumerate(panels.items()):
         _draw_predictions(axes[i], predictions, name, unit, _COLORS[i % len(_COLORS)])
@@ -372,7 +374,7 @@ def speed_figure(
         axes.set_yscale("log")
         axes.set_xlabel(abscissa, fontsize=9)
         axes.set_ylabel(ordinate, fontsize=9)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(which="both", labelsize=8)
         _style(axes)
     if handles:
         figure.legend(

@@ -62,7 +62,7 @@ def get_activation(activation: str | Activation | Callable[[Tensor], Tensor]) ->
         >>> get_activation("relu").critical_weight_variance
         2.0
         >>> get_activation(torch.tanh)
-        Hermite(tanh, degree=64)
+        Hermite(tanh, degree=128)
     """
     if isinstance(activation, Activation):
         return activation

@@ -18,7 +18,7 @@ class Erf(Activation):
 
     .. math::
         G = \frac2\pi \arctan\frac{2c}{\sqrt D}, \qquad P = \frac{4}{\pi\sqrt D}, \qquad
-        \frac{\partial G}{\partial v_1} = -\frac{2cP}{1 + 2v_1}.
+        \frac{\partial G}{\partial v_1} = -\frac{cP}{1 + 2v_1}.
 
     ``D`` is computed from the squared distance, without cancellation at coincident inputs of any
     size. Critical weight variance :math:`\pi/4`; odd, bounded, not homogeneous; ``P`` is smooth.
@@ -50,7 +50,7 @@ class Erf(Activation):
         var1, var2 = features1, features2.mT
         total = var1 + var2
         root = determinant(var1, var2, total, sqdist, 2.0).sqrt()
-        slope = (sqdist - total) * (4 / math.pi) / root
+        slope = (sqdist - total) * (2 / math.pi) / root
         return slope / (1 + 2 * var1), slope / (1 + 2 * var2)
 
     def dual(self, pair: PairCovariance) -> PairCovariance:

@@ -1,18 +1,19 @@
 """Deep-equilibrium Gaussian processes beside three baselines on a real data set: ``gp-deq demo``.
 
 Every model is an exact GP on standardised data: constant mean, learned Gaussian noise, and one
-`ScaleKernel` around the kernel. All start alike (the noise at 0.1, the output scale such that the
-mean prior variance of the training inputs is 1) and are fitted by the same call of BoTorch's
-``fit_gpytorch_mll``, without priors. RBF and Matern start from lengthscales ``sqrt(d)``, since at
-GPyTorch's initial 0.69 ten-dimensional inputs are all uncorrelated; the other kernels start from
-their own defaults.
+`ScaleKernel` around the kernel, without priors. All are treated alike: the kernel starts from the
+defaults of its class, the noise variance from 0.1, and the output scale such that the mean prior
+variance of the training inputs is 1; then the same call of BoTorch's ``fit_gpytorch_mll`` learns
+everything.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import gpytorch
 import torch
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
@@ -32,12 +33,16 @@ except ImportError as error:
         'the demo fits with BoTorch and compares with its kernels: pip install "gp_deq[bo]"'
     ) from error
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "COLLAPSED_R2",
     "KERNELS",
     "DemoResult",
     "FitResult",
     "Metrics",
+    "draw",
     "fit_and_evaluate",
     "make_model",
     "predictive_metrics",
@@ -48,20 +53,17 @@ COLLAPSED_R2 = 0.05
 """A fit whose posterior mean explains less than this share of the test variance is "all noise"."""
 
 
-def _with_lengthscale(kernel: Kernel, num_dims: int) -> Kernel:
-    kernel.lengthscale = math.sqrt(num_dims)
-    return kernel
-
-
 KERNELS: Mapping[str, Callable[[int], Kernel]] = {
     "DEQ-NNGP relu": lambda d: DEQNNGPKernel(ard_num_dims=d),
     "DEQ-NNGP erf": lambda d: DEQNNGPKernel(activation="erf", ard_num_dims=d),
     "DEQ-NTK relu": lambda d: DEQNTKKernel(ard_num_dims=d),
-    "RBF": lambda d: _with_lengthscale(RBFKernel(ard_num_dims=d), d),
-    "Matérn-5/2": lambda d: _with_lengthscale(MaternKernel(2.5, ard_num_dims=d), d),
+    "RBF": lambda d: RBFKernel(ard_num_dims=d),
+    "Matérn-5/2": lambda d: MaternKernel(2.5, ard_num_dims=d),
     "InfiniteWidthBNN (3)": lambda d: InfiniteWidthBNNKernel(depth=3),
 }
 """The kernels compared, each built for a number of input dimensions."""
+
+_DRAWN = ("DEQ-NNGP relu", "DEQ-NNGP erf", "Matérn-5/2")
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def make_model(kernel: Kernel, train_x: Tensor, train_y: Tensor) -> ExactMargina
     return ExactMarginalLogLikelihood(likelihood, model)
 
 
-def _scalar_hyperparameters(model: SingleTaskGP) -> dict[str, float]:
+def _scalar_hyperparameters(model: gpytorch.Module) -> dict[str, float]:
     """The learned value of every hyperparameter that has only one."""
     values = {}
     for name, raw, constraint in model.named_parameters_and_constraints():
@@ -267,3 +269,27 @@ def run_demo(
             fits.append(fit_and_evaluate(name, KERNELS[name](num_dims), split, seed))
             on_fit(name)
     return DemoResult(dataset=dataset, fits=fits, depth=correlation_against_depth())
+
+
+def draw(result: DemoResult) -> "Figure":
+    """The figure: predictions of three kernels, relevances, and correlation against depth.
+
+    Args:
+        result: Of `run_demo`; the first split is shown.
+
+    Returns:
+        The figure.
+    """
+    from gp_deq.plotting import Predictions, demo_figure
+
+    first = [result.of_kernel(kernel)[0] for kernel in result.kernels]
+    shown = [fit for fit in first if fit.kernel in _DRAWN] or first[:3]
+    depth = result.depth
+    return demo_figure(
+        {fit.kernel: Predictions(fit.target, fit.mean, fit.std) for fit in shown},
+        {fit.kernel: fit.relevance for fit in first if fit.relevance is not None},
+        result.dataset.feature_names,
+        (depth.depths, depth.feed_forward, depth.injected, depth.equilibrium),
+        unit="disease progression",
+        title=f"gp-deq demo: {result.dataset.name}, {len(first[0].target)} test inputs",
+    )

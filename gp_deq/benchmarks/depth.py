@@ -113,12 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{depth:5d}  "
             + "  ".join(f"{curve[i]:{len(name)}.6f}" for name, curve in columns.items())
         )
-    print(
-        "equilibrium: " + ", ".join(f"{w:g}: {rho:.6f}" for w, rho in curves.equilibrium.items())
-    )
-    figure = depth_figure(
-        curves.depths, curves.feed_forward, curves.injected, curves.equilibrium
-    )
+    print("equilibrium: " + ", ".join(f"{w:g}: {rho:.6f}" for w, rho in curves.equilibrium.items()))
+    figure = depth_figure(curves.depths, curves.feed_forward, curves.injected, curves.equilibrium)
     save_figure(figure, options.output)
     print(f"figure: {options.output}")
 

@@ -113,11 +113,12 @@ def _solve_distance(
     vardiff: Tensor,
     monitor: SolverMonitor,
 ) -> Tensor:
-    r"""Solves :math:`m = w\, m_G(m) + m_b`, bracketed by :math:`m_b` and
-    :math:`m_b / (1 - w \operatorname{Lip}^2)`; then two steps with the squared distance in its form
+    r"""Solves :math:`m = w\, m_G(m) + m_b`, bracketed by :math:`m_b` and the smaller of
+    :math:`m_b / (1 - w \operatorname{Lip}^2)` and :math:`(\sqrt{v_1} + \sqrt{v_2})^2`; then two steps with the squared distance in its form
     without cancellation, which make the relative error as small as the absolute one."""
     lower = injected.sqdist
-    upper = lower / (1 - weight_variance * activation.lipschitz**2)
+    widest = (var1.sqrt() + var2.sqrt()).square()
+    upper = torch.minimum(lower / (1 - weight_variance * activation.lipschitz**2), widest)
     features1, features2 = activation.features(var1), activation.features(var2.mT)
     total = weight_variance * (activation.diagonal(var1) + activation.diagonal(var2))
 
@@ -126,7 +127,8 @@ def _solve_distance(
         step = sqdist - lower - total + 2 * weight_variance * value
         return step, 1 - weight_variance * slope
 
-    start = 2 * lower / (1 + lower / upper.masked_fill(upper == 0, 1.0))
+    injected_total = injected.var1 + injected.var2
+    start = lower * ((var1 + var2) / injected_total.masked_fill(injected_total == 0, 1.0))
     sqdist = newton(excess, start, lower.expand(start.shape), upper, var1 + var2, monitor)
     for _ in range(2):
         pair = PairCovariance(var1, var2, sqdist, vardiff)

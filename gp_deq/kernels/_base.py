@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import settings
 from ..activations import Activation, PairCovariance, get_activation
 from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
-from ..equilibrium.pairwise import pairwise
+from ..equilibrium.pairwise import PairFunction, pairwise
 from .constraints import NonNegative
 
 
@@ -133,11 +133,15 @@ class NeuralKernel(Kernel):
         symmetric: bool,
         monitor: SolverMonitor,
     ) -> Tensor:
-        def block(first: Tensor, second: Tensor, *values: Tensor) -> Tensor:
-            injected = PairCovariance.from_inputs(first, second, values[-1])
-            return self._read_out(injected, monitor, *values)
+        function = self._pair_function(monitor)
+        return pairwise(function, z1, z2, *hyperparameters, symmetric=symmetric)
 
-        return pairwise(block, z1, z2, *hyperparameters, symmetric=symmetric)
+    def _pair_function(self, monitor: SolverMonitor) -> PairFunction:
+        def function(z1: Tensor, z2: Tensor, *hyperparameters: Tensor) -> Tensor:
+            injected = PairCovariance.from_inputs(z1, z2, hyperparameters[-1])
+            return self._read_out(injected, monitor, *hyperparameters)
+
+        return function
 
     def _scale(self, x: Tensor) -> Tensor:
         return (x - self.center.to(x)) / (self.lengthscale * math.sqrt(x.shape[-1]))
@@ -219,12 +223,15 @@ class NeuralKernel(Kernel):
         raw = getattr(self, f"raw_{name}")
         constraint = getattr(self, f"raw_{name}_constraint")
         value = torch.as_tensor(value).to(raw)
-        if not constraint.check(value) or (constraint.lower_bound == 0 and name == "weight_variance" and bool((value <= 0).any())):
+        if not self._allowed(name, value):
             raise ValueError(
                 f"{name} of {type(self).__name__} ({self.activation!r}) must lie in "
                 f"{self._region(name)}, got {_range(value)}."
             )
         self.initialize(**{f"raw_{name}": constraint.inverse_transform(value)})
+
+    def _allowed(self, name: str, value: Tensor) -> bool:
+        return getattr(self, f"raw_{name}_constraint").check(value)
 
     def _region(self, name: str) -> str:
         constraint = getattr(self, f"raw_{name}_constraint")

@@ -1,64 +1,78 @@
-"""The kernel of a deep equilibrium network at initialisation."""
+"""The kernel of an infinitely wide deep equilibrium network at initialisation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from gpytorch.constraints import Interval
-from gpytorch.priors import Prior
 from torch import Tensor
 
-from ..activations import Activation, PairCovariance
+from ..activations import PairCovariance
 from ..equilibrium import SolverMonitor, equilibrium
-from ._base import NeuralKernel
-from .constraints import BelowCritical
-
-
-class EquilibriumKernel(NeuralKernel):
-    """A kernel with a weight variance inside the region where its equilibrium is unique."""
-
-    def __init__(
-        self,
-        activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
-        *,
-        weight_variance_prior: Prior | None = None,
-        weight_variance_constraint: Interval | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(activation, **kwargs)
-        critical = self.activation.critical_weight_variance
-        if not critical > 0:
-            raise ValueError(
-                f"{type(self).__name__} needs an activation of bounded slope: the slope of "
-                f"{self.activation!r} is not, so its equilibrium need not exist. Use a finite "
-                "depth (NNGPKernel, NTKKernel) or another activation."
-            )
-        constraint = weight_variance_constraint or BelowCritical(critical)
-        if float(constraint.upper_bound.max()) >= critical or float(constraint.lower_bound.min()) < 0:
-            raise ValueError(
-                f"weight_variance_constraint must keep weight_variance in (0, {critical:g}), below "
-                f"the critical value of {self.activation!r}; got {constraint}."
-            )
-        self._register_hyperparameter("weight_variance", constraint, weight_variance_prior)
-
-    @property
-    def weight_variance(self) -> Tensor:
-        """Variance of the recurrent weights, ``*batch_shape x 1 x 1``."""
-        return self._hyperparameter("weight_variance")
-
-    @weight_variance.setter
-    def weight_variance(self, value: Tensor | float) -> None:
-        self._set_hyperparameter("weight_variance", value)
-
-    def _region(self, name: str) -> str:
-        if name == "weight_variance":
-            return f"(0, {self.activation.critical_weight_variance:g})"
-        return super()._region(name)
+from ._weighted import EquilibriumKernel
 
 
 class DEQNNGPKernel(EquilibriumKernel):
-    """DEQ-NNGP."""
+    r"""Covariance of the outputs of an infinitely wide deep equilibrium network (DEQ-NNGP).
+
+    The network is infinitely deep, with weights shared by all layers and the input injected into
+    each. The covariance :math:`\Sigma` of its pre-activations solves
+
+    .. math::
+        \Sigma = w\, G(\Sigma) + b, \qquad k(x, x') = G(\Sigma)(x, x'),
+
+    where :math:`G(\Sigma) = \operatorname E \varphi(u)\varphi(v)` for :math:`(u, v) \sim \mathcal
+    N(0, \Sigma)`, and the injected input has the covariance
+
+    .. math::
+        b(x, x') = \frac1d \sum_j \frac{(x_j - \mathtt{center}_j)(x'_j - \mathtt{center}_j)}
+        {\mathtt{lengthscale}_j^2} + \mathtt{bias\_variance} .
+
+    For weight variances :math:`w` below a critical value, 2 for ReLU, the solution exists and is
+    unique ([Gao2023]_ prove the limit of wide networks). The kernel has no depth to choose and
+    does not degenerate, and with ``bias_variance > 0`` it is strictly positive definite for every
+    activation that is not a polynomial.
+
+    .. note::
+        This kernel has no output scale: wrap it in a :class:`gpytorch.kernels.ScaleKernel`. It is
+        not stationary: standardise the inputs, or set ``center`` to their middle (0.5 for inputs in
+        the unit cube).
+
+    Args:
+        activation: "relu" (default), "leaky_relu", "erf", "sin", "gelu", "identity", "tanh",
+            "sigmoid", "silu", "elu", "softplus", an :class:`~gp_deq.activations.Activation`, or any
+            elementwise torch function.
+        center: Subtracted from the inputs; a float or one entry for each dimension that
+            ``active_dims`` leaves. Default 0.
+        weight_variance_prior: Prior on ``weight_variance``.
+        weight_variance_constraint: Default: between zero and the critical value, neither attained.
+        bias_variance_prior: Prior on ``bias_variance``.
+        bias_variance_constraint: Default: zero or more.
+        ard_num_dims: Number of lengthscales, one for each input dimension. Default: one for all.
+        batch_shape: Shape of a batch of kernels, each with its own hyperparameters.
+        active_dims: Input dimensions to use. Default: all.
+        lengthscale_prior: Prior on ``lengthscale``.
+        lengthscale_constraint: Default: positive.
+
+    Attributes:
+        weight_variance: :math:`w`, ``*batch_shape x 1 x 1``. Initially half of the critical value.
+        bias_variance: ``*batch_shape x 1 x 1``.
+        lengthscale: ``*batch_shape x 1 x d``.
+        solver_report: :class:`~gp_deq.equilibrium.SolverReport` of the last evaluation.
+
+    Raises:
+        ValueError: The activation is unknown or its slope is not bounded, or a hyperparameter is
+            set outside its region.
+
+    Example:
+        >>> import torch
+        >>> from gpytorch.kernels import ScaleKernel
+        >>> from gp_deq import DEQNNGPKernel
+        >>> kernel = ScaleKernel(DEQNNGPKernel(ard_num_dims=3)).double()
+        >>> kernel.base_kernel.weight_variance = 1.5
+        >>> x = torch.randn(10, 3, dtype=torch.float64)
+        >>> kernel(x).shape
+        torch.Size([10, 10])
+        >>> kernel.base_kernel.solver_report.converged
+        True
+    """
 
     def _read_out(
         self,

@@ -1,0 +1,686 @@
+r"""Time and memory of the kernels beside their peers: ``gp-deq benchmark speed``.
+
+What is measured is one step of marginal-likelihood learning as far as the kernel is concerned: the
+dense matrix ``K`` of ``ScaleKernel(kernel)`` at ``n`` standard normal inputs, then
+``(K * C).sum().backward()`` for a fixed random ``C``, in float64, where the hyperparameters
+require gradients and the inputs do not.
+
+* **Time.** Within a section the kernels take turns: each round runs every kernel once, in an order
+  drawn anew, after warm-up rounds that are thrown away. A ratio is the ratio of the medians of one
+  such interleaved run, so what slows the machine for a while slows both terms.
+* **Memory.** Each measurement has a process of its own, which runs the kernel once on a small
+  matrix, resets the kernel's high-water mark of resident memory, runs the full step and reads the
+  mark: the peak above what was resident before. It is what the operating system had to provide,
+  including what libraries take on the side. The C library is told to return freed blocks above
+  1 MiB at once (``MALLOC_MMAP_THRESHOLD_``), so that fragments of a heap do not count. Where the
+  mark cannot be reset (other systems than Linux) the growth of ``ru_maxrss`` stands in for it.
+* **Acquisition.** A t-batch, ``256 x 1 x 10`` test points against ``256 x 100 x 10`` training
+  points, forward and backward with respect to the test points.
+"""
+
+import csv
+import gc
+import json
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gpytorch
+import torch
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
+
+from gp_deq.kernels import DEQNNGPKernel, DEQNTKKernel, NNGPKernel
+
+try:
+    from botorch.models.kernels import InfiniteWidthBNNKernel
+except ImportError as error:
+    raise ImportError(
+        'the benchmarks compare with kernels of BoTorch: pip install "gp_deq[bo]"'
+    ) from error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gp_deq.plotting import Series
+
+__all__ = [
+    "MATERN",
+    "RBF",
+    "KernelSpec",
+    "Record",
+    "SpeedConfig",
+    "Target",
+    "check_targets",
+    "conditions",
+    "draw",
+    "infinite_width_bnn",
+    "interleaved_times",
+    "peak_memory",
+    "run_speed",
+    "write_csv",
+]
+
+_MIB = 2.0**20
+
+
+def _matern(ard_num_dims: int) -> Kernel:
+    return MaternKernel(2.5, ard_num_dims=ard_num_dims)
+
+
+def _infinite_width_bnn(ard_num_dims: int, depth: int) -> Kernel:
+    return InfiniteWidthBNNKernel(depth=depth)  # without lengthscales
+
+
+_FAMILIES: Mapping[str, Callable[..., Kernel]] = {
+    "DEQ-NNGP": DEQNNGPKernel,
+    "DEQ-NTK": DEQNTKKernel,
+    "NNGP": NNGPKernel,
+    "Matérn-5/2": _matern,
+    "RBF": RBFKernel,
+    "InfiniteWidthBNN": _infinite_width_bnn,
+}
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A kernel by name, so that it can be built in another process.
+
+    Args:
+        family: ``"DEQ-NNGP"``, ``"DEQ-NTK"``, ``"NNGP"``, or one of the peers ``"Matérn-5/2"``,
+            ``"RBF"``, ``"InfiniteWidthBNN"``.
+        activation: Of this package's kernels.
+        depth: Of the finite-depth kernels.
+        weight_variance: Replaces the initial value.
+    """
+
+    family: str
+    activation: str | None = None
+    depth: int | None = None
+    weight_variance: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in tables."""
+        parts = [self.family]
+        if self.activation is not None:
+            parts.append(self.activation)
+        if self.depth is not None:
+            parts.append(f"depth {self.depth}")
+        if self.weight_variance is not None:
+            parts.append(f"w={self.weight_variance:g}")
+        return " ".join(parts)
+
+    def build(self, num_dims: int) -> ScaleKernel:
+        """The kernel inside a ScaleKernel, float64.
+
+        Args:
+            num_dims: Number of input dimensions, one lengthscale each where the kernel has ARD.
+
+        Returns:
+            The kernel.
+        """
+        if self.family not in _FAMILIES:
+            raise ValueError(f"unknown family {self.family!r}; there are {', '.join(_FAMILIES)}")
+        options = {"activation": self.activation, "depth": self.depth}
+        given = {name: value for name, value in options.items() if value is not None}
+        kernel = ScaleKernel(_FAMILIES[self.family](ard_num_dims=num_dims, **given)).double()
+        if self.weight_variance is not None:
+            kernel.base_kernel.weight_variance = self.weight_variance
+        return kernel
+
+
+MATERN = KernelSpec("Matérn-5/2")
+RBF = KernelSpec("RBF")
+
+
+def infinite_width_bnn(depth: int) -> KernelSpec:
+    """BoTorch's kernel.
+
+    Args:
+        depth: Number of layers.
+
+    Returns:
+        Its specification.
+    """
+    return KernelSpec("InfiniteWidthBNN", depth=depth)
+
+
+def _deq(activation: str, weight_variance: float | None = None) -> KernelSpec:
+    return KernelSpec("DEQ-NNGP", activation, weight_variance=weight_variance)
+
+
+def _nngp(depth: int) -> KernelSpec:
+    return KernelSpec("NNGP", "relu", depth=depth)
+
+
+_DEQ_NTK = KernelSpec("DEQ-NTK", "relu")
+_ACTIVATIONS = ("relu", "erf", "gelu", "sin", "tanh", "sigmoid", "silu")
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Sizes of the benchmark.
+
+    Args:
+        n: Inputs of the main comparison.
+        num_dims: Input dimensions.
+        rounds: Rounds of the main comparison and of the t-batches.
+        sweep_rounds: Rounds at each point of the sweeps over n and depth.
+        warmup: Rounds thrown away before each.
+        sizes: Values of n in the sweeps.
+        depths: Depths in the sweeps.
+        depth_n: Inputs in the sweeps over depth.
+        weight_variances: Of the sweep that varies the number of solver iterations.
+        batch: Shape of the t-batch: batch, training points, dimensions.
+        memory: Whether to measure memory.
+        seed: Of inputs and order.
+    """
+
+    n: int = 2000
+    num_dims: int = 8
+    rounds: int = 11
+    sweep_rounds: int = 5
+    warmup: int = 2
+    sizes: tuple[int, ...] = (500, 1000, 2000, 4000)
+    depths: tuple[int, ...] = (1, 3, 10, 30, 50)
+    depth_n: int = 1000
+    weight_variances: tuple[float, ...] = (0.1, 1.0, 1.9, 1.98, 1.9998)
+    batch: tuple[int, int, int] = (256, 100, 10)
+    memory: bool = True
+    seed: int = 0
+
+    @classmethod
+    def quick(cls) -> "SpeedConfig":
+        """Sizes that take seconds and whose figures mean nothing."""
+        return cls(
+            n=128,
+            num_dims=3,
+            rounds=2,
+            sweep_rounds=1,
+            warmup=1,
+            sizes=(64, 128),
+            depths=(1, 3),
+            depth_n=64,
+            weight_variances=(1.0,),
+            batch=(4, 8, 3),
+        )
+
+    # What is measured where.
+
+    @property
+    def main_kernels(self) -> list[KernelSpec]:
+        """Kernels of the main comparison."""
+        ours = [_deq(activation) for activation in _ACTIVATIONS]
+        ours[1:1] = [_deq("relu", 1.98), _DEQ_NTK]
+        finite = [_nngp(depth) for depth in (3, 10)]
+        return [MATERN, RBF, infinite_width_bnn(3), *ours, *finite]
+
+    @property
+    def size_kernels(self) -> list[KernelSpec]:
+        """Kernels of the sweeps over n."""
+        return [
+            MATERN,
+            RBF,
+            infinite_width_bnn(3),
+            _deq("relu"),
+            _DEQ_NTK,
+            _deq("erf"),
+            _deq("tanh"),
+        ]
+
+    @property
+    def depth_kernels(self) -> list[KernelSpec]:
+        """Kernels of the sweeps over depth; those without a depth are measured once."""
+        finite = [kind(depth) for kind in (infinite_width_bnn, _nngp) for depth in self.depths]
+        return [MATERN, _deq("relu"), _DEQ_NTK, *finite]
+
+    @property
+    def batch_kernels(self) -> list[KernelSpec]:
+        """Kernels of the t-batch comparison."""
+        return [MATERN, RBF, infinite_width_bnn(3), *(_deq(a) for a in ("relu", "erf", "tanh"))]
+
+    @property
+    def memory_jobs(self) -> list[tuple[str, KernelSpec, int]]:
+        """Section, kernel and n of every memory measurement."""
+        jobs = [("memory-n", spec, n) for n in self.sizes for spec in self.size_kernels]
+        jobs += [("memory-depth", spec, self.depth_n) for spec in self.depth_kernels]
+        jobs += [("memory-w", _deq("relu", w), self.n) for w in self.weight_variances]
+        return jobs
+
+    @property
+    def num_steps(self) -> int:
+        """How often `run_speed` calls ``on_step``."""
+        main = len(self.main_kernels) * (self.rounds + self.warmup)
+        batch = len(self.batch_kernels) * (5 * self.rounds + self.warmup)
+        each = self.sweep_rounds + self.warmup
+        sweeps = (len(self.size_kernels) * len(self.sizes) + len(self.depth_kernels)) * each
+        return main + batch + sweeps + (len(self.memory_jobs) if self.memory else 0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measurement.
+
+    Args:
+        section: ``"main"``, ``"batch"``, ``"time-n"``, ``"time-depth"``, ``"memory-n"``,
+            ``"memory-depth"`` or ``"memory-w"``.
+        kernel: Label of the kernel.
+        n: Number of inputs (training points in ``"batch"``).
+        depth: Depth of the kernel, if it has one.
+        unit: ``"s"`` or ``"MiB"``.
+        value: Median of the times, or the peak.
+        low: Lower quartile.
+        high: Upper quartile.
+        ratio: To Matérn-5/2 at the same place in the same run.
+        rounds: How many measurements the median is of.
+    """
+
+    section: str
+    kernel: str
+    n: int
+    depth: int | None
+    unit: str
+    value: float
+    low: float
+    high: float
+    ratio: float
+    rounds: int
+
+    @property
+    def family(self) -> str:
+        """The kernel's label without its depth."""
+        return self.kernel.removesuffix(f" depth {self.depth}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a ratio, and what was measured.
+
+    Args:
+        what: Description.
+        bound: The ratio allowed.
+        measured: The ratio found.
+    """
+
+    what: str
+    bound: float
+    measured: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the measured ratio is within the bound."""
+        return self.measured <= self.bound
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Inputs and cotangent of one size."""
+
+    x: torch.Tensor
+    cotangent: torch.Tensor
+
+    @classmethod
+    def draw(cls, n: int, num_dims: int, seed: int) -> "_Inputs":
+        generator = torch.Generator().manual_seed(seed)
+        return cls(
+            torch.randn(n, num_dims, dtype=torch.float64, generator=generator),
+            torch.randn(n, n, dtype=torch.float64, generator=generator),
+        )
+
+
+def _training_step(kernel: ScaleKernel, inputs: _Inputs) -> None:
+    matrix = kernel(inputs.x).to_dense()
+    (matrix * inputs.cotangent).sum().backward()
+
+
+def interleaved_times(
+    steps: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    seed: int = 0,
+    on_step: Callable[[str], None] = lambda name: None,
+) -> dict[str, list[float]]:
+    """Time several functions in turns.
+
+    Args:
+        steps: The functions by name.
+        rounds: How often each is timed.
+        warmup: Rounds run before, untimed.
+        seed: Of the order within each round.
+        on_step: Called with the name after every call.
+
+    Returns:
+        For each name its wall times in seconds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
+    shuffle = random.Random(seed).shuffle
+    for i in range(warmup + rounds):
+        shuffle(order)
+        for name in order:
+            gc.collect()
+            start = time.perf_counter()
+            steps[name]()
+            elapsed = time.perf_counter() - start
+            if i >= warmup:
+                times[name].append(elapsed)
+            on_step(name)
+    return times
+
+
+def _time_records(
+    section: str, specs: Iterable[KernelSpec], times: Mapping[str, list[float]], n: int
+) -> list[Record]:
+    reference = statistics.median(times[MATERN.label])
+    records = []
+    for spec in specs:
+        values = times[spec.label]
+        median = statistics.median(values)
+        low, high = median, median
+        if len(values) > 1:
+            low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        ratio = median / reference
+        records.append(
+            Record(section, spec.label, n, spec.depth, "s", median, low, high, ratio, len(values))
+        )
+    return records
+
+
+def _time_training(
+    section: str,
+    specs: Sequence[KernelSpec],
+    n: int,
+    config: SpeedConfig,
+    rounds: int,
+    on_step: Callable[[str], None],
+) -> list[Record]:
+    inputs = _Inputs.draw(n, config.num_dims, config.seed)
+    kernels = {spec.label: spec.build(config.num_dims) for spec in specs}
+
+    def step(kernel: ScaleKernel) -> Callable[[], None]:
+        return lambda: _training_step(kernel, inputs)
+
+    times = interleaved_times(
+        {name: step(kernel) for name, kernel in kernels.items()},
+        rounds,
+        config.warmup,
+        config.seed,
+        lambda name: on_step(f"{name}, n = {n}"),
+    )
+    return _time_records(section, specs, times, n)
+
+
+def _time_batches(config: SpeedConfig, on_step: Callable[[str], None]) -> list[Record]:
+    batch, n, num_dims = config.batch
+    generator = torch.Generator().manual_seed(config.seed)
+    train = torch.rand(n, num_dims, dtype=torch.float64, generator=generator)
+    train = train.expand(batch, n, num_dims)
+    test = torch.rand(batch, 1, num_dims, dtype=torch.float64, generator=generator)
+    test.requires_grad_()
+    cotangent = torch.randn(batch, 1, n, dtype=torch.float64, generator=generator)
+
+    def step(kernel: ScaleKernel) -> Callable[[], None]:
+        def run() -> None:
+            matrix = kernel(test, train).to_dense()
+            torch.autograd.grad((matrix * cotangent).sum(), test)
+
+        return run
+
+    specs = config.batch_kernels
+    times = interleaved_times(
+        {spec.label: step(spec.build(num_dims)) for spec in specs},
+        5 * config.rounds,
+        config.warmup,
+        config.seed,
+        lambda name: on_step(f"{name}, t-batch"),
+    )
+    return _time_records("batch", specs, times, n)
+
+
+def _status(key: str) -> float:
+    """A field of this process's status file in MiB (Linux)."""
+    match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"no {key} in /proc/self/status")
+    return int(match.group(1)) / 1024
+
+
+def _max_resident() -> float:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (_MIB if platform.system() == "Darwin" else 1024)
+
+
+def _peak_above_start(function: Callable[[], object]) -> float:
+    """Peak resident memory in MiB while a function runs, above what was resident before."""
+    gc.collect()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        function()
+        return _status("VmHWM") - before
+    except OSError:
+        before = _max_resident()
+        function()
+        return _max_resident() - before
+
+
+def _memory_worker(arguments: str) -> None:
+    """Measure in this process, and print the peak; run by `peak_memory`."""
+    options = json.loads(arguments)
+    kernel = KernelSpec(**options["spec"]).build(options["num_dims"])
+    torch.set_num_threads(options["threads"])
+    _training_step(kernel, _Inputs.draw(32, options["num_dims"], 0))
+    kernel.zero_grad()
+    inputs = _Inputs.draw(options["n"], options["num_dims"], 0)
+    print(_peak_above_start(lambda: _training_step(kernel, inputs)))
+
+
+def peak_memory(spec: KernelSpec, n: int, num_dims: int) -> float:
+    """Peak memory of one forward and backward pass, measured in a fresh process.
+
+    Args:
+        spec: The kernel.
+        n: Number of inputs.
+        num_dims: Their dimensions.
+
+    Returns:
+        The peak in MiB, above what inputs, cotangent and libraries take.
+    """
+    arguments = json.dumps(
+        {
+            "spec": asdict(spec),
+            "n": n,
+            "num_dims": num_dims,
+            "threads": torch.get_num_threads(),
+        }
+    )
+    code = "import sys; from gp_deq.benchmarks import speed; speed._memory_worker(sys.argv[1])"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code, arguments], capture_output=True, text=True, env=environment
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"measuring the memory of {spec.label} failed:\n{result.stderr}")
+    return float(result.stdout.split()[-1])
+
+
+def _memory_records(config: SpeedConfig, on_step: Callable[[str], None]) -> list[Record]:
+    jobs = config.memory_jobs
+
+    def measure(job: tuple[str, KernelSpec, int]) -> float:
+        _, spec, n = job
+        peak = peak_memory(spec, n, config.num_dims)
+        on_step(f"memory of {spec.label}, n = {n}")
+        return peak
+
+    with ThreadPoolExecutor(max_workers=max(1, min(2, os.cpu_count() or 1))) as pool:
+        peaks = list(pool.map(measure, jobs))
+    reference = {n: peak for (_, spec, n), peak in zip(jobs, peaks) if spec == MATERN}
+    return [
+        Record(section, spec.label, n, spec.depth, "MiB", peak, peak, peak, peak / reference[n], 1)
+        for (section, spec, n), peak in zip(jobs, peaks)
+    ]
+
+
+def run_speed(
+    config: SpeedConfig | None = None, on_step: Callable[[str], None] = lambda description: None
+) -> list[Record]:
+    """Run every section of the benchmark.
+
+    Args:
+        config: Sizes; the full ones if None.
+        on_step: Called ``config.num_steps`` times, with what has just been measured.
+
+    Returns:
+        All measurements.
+    """
+    config = config or SpeedConfig()
+    records = _time_training("main", config.main_kernels, config.n, config, config.rounds, on_step)
+    records += _time_batches(config, on_step)
+    for n in config.sizes:
+        records += _time_training(
+            "time-n", config.size_kernels, n, config, config.sweep_rounds, on_step
+        )
+    records += _time_training(
+        "time-depth",
+        config.depth_kernels,
+        config.depth_n,
+        config,
+        config.sweep_rounds,
+        on_step,
+    )
+    if config.memory:
+        records += _memory_records(config, on_step)
+    return records
+
+
+def check_targets(records: Sequence[Record], n: int) -> list[Target]:
+    """Compare with what the package promises.
+
+    Args:
+        records: Measurements of `run_speed`.
+        n: The size at which memory is compared.
+
+    Returns:
+        Every target whose measurements are there.
+    """
+    found = {(r.section, r.kernel, r.n): r for r in records}
+    main = {r.kernel: r for r in records if r.section == "main"}
+    batch = {r.kernel: r for r in records if r.section == "batch"}
+    relu, bnn = _deq("relu").label, infinite_width_bnn(3).label
+    targets = []
+
+    def time(label: str, bound: float) -> None:
+        targets.append(Target(f"{label}: time / Matérn-5/2", bound, main[label].ratio))
+
+    time(relu, 1.0)
+    time(_deq("relu", 1.98).label, 1.1)
+    targets.append(Target(f"{relu}: time / {bnn}", 0.3, main[relu].value / main[bnn].value))
+    time(_DEQ_NTK.label, 2.0)
+    time(_deq("erf").label, 2.5)
+    for activation in ("tanh", "sigmoid", "silu"):
+        time(_deq(activation).label, 6.0)
+    for activation, bound in (("relu", 2.0), ("erf", 3.0)):
+        label = _deq(activation).label
+        targets.append(Target(f"{label}: t-batch time / Matérn-5/2", bound, batch[label].ratio))
+    for label, bound in ((relu, 0.5), (_DEQ_NTK.label, 2.0)):
+        if ("memory-n", label, n) in found:
+            ratio = found["memory-n", label, n].ratio
+            targets.append(Target(f"{label}: peak memory / Matérn-5/2", bound, ratio))
+    peaks = [r.value for r in records if r.section == "memory-w"]
+    if peaks:
+        targets.append(
+            Target(
+                f"{relu}: largest / smallest peak over weight variances",
+                1.05,
+                max(peaks) / min(peaks),
+            )
+        )
+    return targets
+
+
+def conditions() -> str:
+    """The machine and the versions, for the record.
+
+    Returns:
+        One line.
+    """
+    from importlib.metadata import version
+
+    return (
+        f"torch {torch.__version__}, gpytorch {gpytorch.__version__}, "
+        f"botorch {version('botorch')}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, "
+        f"{torch.get_num_threads()} threads, float64"
+    )
+
+
+def write_csv(records: Sequence[Record], path: str | os.PathLike[str]) -> None:
+    """Save the measurements.
+
+    Args:
+        records: The measurements.
+        path: Of the file; one row for each, the names of `Record` on top.
+    """
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Record)])
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in records)
+
+
+def draw(records: Sequence[Record], targets: Sequence[Target]) -> "Figure":
+    """The figure: ratios with their targets, and times and memory against n and depth.
+
+    Args:
+        records: Of `run_speed`.
+        targets: Of `check_targets`.
+
+    Returns:
+        The figure.
+    """
+    from gp_deq.plotting import Bar, Series, speed_figure
+
+    bounds = {target.what: target.bound for target in targets}
+    bars = [
+        Bar(r.kernel, r.ratio, bounds.get(f"{r.kernel}: time / Matérn-5/2"))
+        for r in records
+        if r.section == "main"
+    ]
+    lines: dict[tuple[str, str], list[Series]] = {}
+    for quantity, unit, title in (("time", "s", "time"), ("memory", "MiB", "peak memory")):
+        by_n = _lines([r for r in records if r.section == f"{quantity}-n"], lambda r: r.n)
+        if by_n:
+            lines["n (InfiniteWidthBNN: depth 3)", f"{title} [{unit}]"] = by_n
+        rows = [r for r in records if r.section == f"{quantity}-depth"]
+        if rows:
+            depths = sorted({r.depth for r in rows if r.depth is not None})
+            flat = [Series(r.family, depths, [r.value] * len(depths)) for r in rows if not r.depth]
+            deep = _lines([r for r in rows if r.depth], lambda r: r.depth or 0)
+            lines[f"depth (n = {rows[0].n})", f"{title} [{unit}]"] = flat + deep
+    return speed_figure(bars, lines, title=conditions())
+
+
+def _lines(records: Sequence[Record], abscissa: Callable[[Record], int]) -> "list[Series]":
+    """One line for each kernel; in order of the abscissa."""
+    from gp_deq.plotting import Series
+
+    series = []
+    for family in dict.fromkeys(r.family for r in records):
+        rows = sorted((r for r in records if r.family == family), key=abscissa)
+        series.append(Series(family, [abscissa(r) for r in rows], [r.value for r in rows]))
+    return series

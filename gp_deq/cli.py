@@ -1,0 +1,288 @@
+"""The command line, ``gp-deq``.
+
+Needs the extra ``cli`` (typer, rich, matplotlib), and what a command asks for besides: without them
+the command says which extra to install.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+if TYPE_CHECKING:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+
+    from gp_deq.benchmarks.demo import DemoResult
+    from gp_deq.benchmarks.speed import Record, Target
+
+__all__ = ["build_app", "main"]
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``gp-deq``."""
+    try:
+        app = build_app()
+    except ModuleNotFoundError as error:
+        sys.exit(f'gp-deq needs {error.name}: pip install "gp_deq[cli]"')
+    app()
+
+
+def build_app() -> "typer.Typer":
+    """The command-line application.
+
+    Returns:
+        A typer application; calling it runs the command that ``sys.argv`` names.
+    """
+    import typer
+    from rich.console import Console
+
+    console = Console()
+    app = typer.Typer(
+        help="Deep-equilibrium kernels for Gaussian processes.",
+        no_args_is_help=True,
+        pretty_exceptions_show_locals=False,
+    )
+    benchmark = typer.Typer(
+        help="Run the experiments behind the documentation.", no_args_is_help=True
+    )
+    app.add_typer(benchmark, name="benchmark")
+
+    @app.callback()
+    def options() -> None:
+        # Makes the commands of a group of typer, even where there is only one.
+        pass
+
+    @app.command()
+    def demo(
+        output: Annotated[Path, typer.Option(help="Where the figure goes.")] = Path(
+            "gp-deq-demo.png"
+        ),
+        seeds: Annotated[int, typer.Option(min=1, help="Number of random splits.")] = 1,
+    ) -> None:
+        """Learn DEQ kernels and three baselines on the diabetes data; table and figure."""
+        with _naming_the_extra():
+            from gp_deq.benchmarks.demo import KERNELS, draw, run_demo
+            from gp_deq.plotting import save_figure
+
+            _check_writable(output)
+            with _progress(console, seeds * len(KERNELS)) as advance:
+                result = run_demo(range(seeds), on_fit=advance)
+            console.print(_demo_table(result))
+            for line in _demo_notes(result):
+                console.print(line, highlight=False)
+            save_figure(draw(result), output)
+        console.print(f"Figure: {output}", highlight=False, soft_wrap=True)
+
+    @benchmark.command()
+    def speed(
+        output: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path(
+            "gp-deq-speed.png"
+        ),
+        csv: Annotated[Path, typer.Option(help="Where the measurements go.")] = Path(
+            "gp-deq-speed.csv"
+        ),
+        quick: Annotated[
+            bool, typer.Option("--quick", help="Tiny sizes, to see that it runs.")
+        ] = False,
+        memory: Annotated[bool, typer.Option(help="Measure memory too.")] = True,
+    ) -> None:
+        """Time and memory of the kernels beside Matern-5/2, RBF and InfiniteWidthBNNKernel."""
+        with _naming_the_extra():
+            from dataclasses import replace
+
+            from gp_deq.benchmarks.speed import (
+                SpeedConfig,
+                check_targets,
+                conditions,
+                draw,
+                run_speed,
+                write_csv,
+            )
+            from gp_deq.plotting import save_figure
+
+            _check_writable(output)
+            _check_writable(csv)
+            config = replace(SpeedConfig.quick() if quick else SpeedConfig(), memory=memory)
+            console.print(conditions(), highlight=False)
+            with _progress(console, config.num_steps) as advance:
+                records = run_speed(config, advance)
+            write_csv(records, csv)
+            targets = check_targets(records, config.n)
+            for table in _speed_tables(records):
+                console.print(table)
+            console.print(_target_table(targets))
+            save_figure(draw(records, targets), output)
+        if quick:
+            console.print("Sizes of --quick: the figures mean nothing.")
+        console.print(f"Measurements: {csv}", highlight=False, soft_wrap=True)
+        console.print(f"Plot: {output}", highlight=False, soft_wrap=True)
+
+    return app
+
+
+@contextmanager
+def _naming_the_extra() -> Iterator[None]:
+    """Turn a missing extra into one line instead of a traceback."""
+    try:
+        yield
+    except ImportError as error:
+        if "pip install" not in str(error):
+            raise
+        sys.exit(f"gp-deq: {error}")
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse an output in a folder that is missing, before minutes are spent."""
+    import typer
+
+    if not path.resolve().parent.is_dir():
+        raise typer.BadParameter(f"the folder {path.resolve().parent} does not exist")
+
+
+@contextmanager
+def _progress(console: "Console", total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar; yields the function that advances it by one step."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = (
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=total)
+
+        def advance(description: str) -> None:
+            progress.update(task, advance=1, description=description)
+
+        yield advance
+
+
+def _demo_table(result: "DemoResult") -> "Table":
+    from rich.table import Table
+
+    seeds = len(result.of_kernel(result.kernels[0]))
+    splits = "one random split" if seeds == 1 else f"{seeds} random splits, mean ± standard error"
+    table = Table(title=f"{result.dataset.name}: 80/20, {splits}")
+    table.add_column("kernel")
+    for name in ("test RMSE", "neg. log pred. density", "coverage of 95 %", "test R²", "fit, s"):
+        table.add_column(name, justify="right")
+    for kernel in result.kernels:
+        fits = result.of_kernel(kernel)
+        table.add_row(
+            kernel + (" (all noise)" if any(fit.collapsed for fit in fits) else ""),
+            _mean([fit.metrics.rmse for fit in fits], ".2f"),
+            _mean([fit.metrics.nlpd for fit in fits], ".3f"),
+            _mean([100 * fit.metrics.coverage for fit in fits], ".1f") + " %",
+            _mean([fit.metrics.r2 for fit in fits], ".3f"),
+            _mean([fit.fit_seconds for fit in fits], ".1f"),
+        )
+    return table
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    """The mean of the values, with its standard error where there are several."""
+    from statistics import fmean, stdev
+
+    mean = format(fmean(values), form)
+    return mean if len(values) == 1 else f"{mean} ± {stdev(values) / len(values) ** 0.5:{form}}"
+
+
+def _demo_notes(result: "DemoResult") -> Iterator[str]:
+    from gp_deq.benchmarks.demo import COLLAPSED_R2
+
+    yield "RMSE in units of the target; density of the noisy targets in nats, in these units too."
+    collapsed = [fit for fit in result.fits if fit.collapsed]
+    for fit in collapsed:
+        yield (
+            f"{fit.kernel}, split {fit.seed}: collapsed to all noise "
+            f"(test R² {fit.metrics.r2:.3f} < {COLLAPSED_R2})."
+        )
+    if not collapsed:
+        yield f"No fit collapsed to all noise (test R² below {COLLAPSED_R2})."
+    yield "Learned on the first split (standardised units):"
+    for kernel in result.kernels:
+        values = result.of_kernel(kernel)[0].hyperparameters
+        yield f"  {kernel}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+def _speed_tables(records: Sequence["Record"]) -> Iterator["Table"]:
+    from rich.table import Table
+
+    titles = {
+        "main": "Forward and backward, n = {n}",
+        "batch": "Acquisition: t-batch against {n} points, gradient for the test points",
+    }
+    for section, title in titles.items():
+        rows = [record for record in records if record.section == section]
+        table = Table(title=title.format(n=rows[0].n))
+        table.add_column("kernel")
+        for name in ("median, ms", "quartiles, ms", "/ Matérn-5/2", "rounds"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(
+                row.kernel,
+                f"{1e3 * row.value:.3g}",
+                f"{1e3 * row.low:.3g} to {1e3 * row.high:.3g}",
+                f"{row.ratio:.2f}",
+                str(row.rounds),
+            )
+        yield table
+    grids = {
+        "time-n": ("Time in ms (ratio to Matérn-5/2) against n", 1e3),
+        "time-depth": ("Time in ms (ratio to Matérn-5/2) against depth, n = {n}", 1e3),
+        "memory-n": ("Peak memory in MiB (ratio to Matérn-5/2) against n", 1.0),
+        "memory-depth": ("Peak memory in MiB (ratio to Matérn-5/2) against depth, n = {n}", 1.0),
+        "memory-w": ("Peak memory in MiB (ratio to Matérn-5/2) against w, n = {n}", 1.0),
+    }
+    for section, (title, scale) in grids.items():
+        rows = [record for record in records if record.section == section]
+        if rows:
+            yield _grid(rows, title.format(n=rows[0].n), scale, section.endswith("depth"))
+
+
+def _grid(rows: Sequence["Record"], title: str, scale: float, by_depth: bool) -> "Table":
+    """One row for each kernel, one column for each n or depth."""
+    from rich.table import Table
+
+    def column(record: "Record") -> str:
+        if not by_depth:
+            return f"n = {record.n}"
+        return "no depth" if record.depth is None else f"depth {record.depth}"
+
+    columns = list(dict.fromkeys(column(record) for record in rows))
+    table = Table(title=title)
+    table.add_column("kernel")
+    for name in columns:
+        table.add_column(name, justify="right")
+    kernels: dict[str, dict[str, str]] = {}
+    for record in rows:
+        name = record.family if by_depth else record.kernel
+        cell = f"{scale * record.value:.3g} ({record.ratio:.2f})"
+        kernels.setdefault(name, {})[column(record)] = cell
+    for kernel, cells in kernels.items():
+        table.add_row(kernel, *(cells.get(name, "") for name in columns))
+    return table
+
+
+def _target_table(targets: Sequence["Target"]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title="Targets")
+    table.add_column("ratio")
+    for name in ("at most", "measured", ""):
+        table.add_column(name, justify="right")
+    for target in targets:
+        verdict = "[green]met" if target.met else "[red]missed"
+        table.add_row(target.what, f"{target.bound:.2f}", f"{target.measured:.2f}", verdict)
+    return table
