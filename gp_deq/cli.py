@@ -72,7 +72,7 @@ def build_app() -> "typer.Typer":
                 result = run_demo(range(seeds), on_fit=advance)
             console.print(_demo_table(result))
             for line in _demo_notes(result):
-                console.print(line, highlight=False)
+                console.print(line, highlight=False, soft_wrap=True)
             save_figure(draw(result), output)
         console.print(f"Figure: {output}", highlight=False, soft_wrap=True)
 
@@ -108,11 +108,12 @@ def build_app() -> "typer.Typer":
             config = replace(SpeedConfig.quick() if quick else SpeedConfig(), memory=memory)
             console.print(conditions(), highlight=False)
             with _progress(console, config.num_steps) as advance:
-                records = run_speed(config, advance)
-            write_csv(records, csv)
+                records = []
+                for section in run_speed(config, advance):
+                    console.print(_speed_table(section))
+                    records += section
+                    write_csv(records, csv)
             targets = check_targets(records, config.n)
-            for table in _speed_tables(records):
-                console.print(table)
             console.print(_target_table(targets))
             save_figure(draw(records, targets), output)
         if quick:
@@ -175,7 +176,7 @@ def _demo_table(result: "DemoResult") -> "Table":
     splits = "one random split" if seeds == 1 else f"{seeds} random splits, mean ± standard error"
     table = Table(title=f"{result.dataset.name}: 80/20, {splits}")
     table.add_column("kernel")
-    for name in ("test RMSE", "neg. log pred. density", "coverage of 95 %", "test R²", "fit, s"):
+    for name in ("RMSE", "NLPD", "inside 95 %", "R²", "fit, s"):
         table.add_column(name, justify="right")
     for kernel in result.kernels:
         fits = result.of_kernel(kernel)
@@ -201,7 +202,10 @@ def _mean(values: Sequence[float], form: str) -> str:
 def _demo_notes(result: "DemoResult") -> Iterator[str]:
     from gp_deq.benchmarks.demo import COLLAPSED_R2
 
-    yield "RMSE in units of the target; density of the noisy targets in nats, in these units too."
+    yield (
+        "On the test part, in the units of the target. NLPD: negative log predictive density of\n"
+        "the (noisy) targets, in nats. Inside 95 %: coverage of the central 95 % intervals."
+    )
     collapsed = [fit for fit in result.fits if fit.collapsed]
     for fit in collapsed:
         yield (
@@ -216,39 +220,38 @@ def _demo_notes(result: "DemoResult") -> Iterator[str]:
         yield f"  {kernel}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
-def _speed_tables(records: Sequence["Record"]) -> Iterator["Table"]:
+def _speed_table(records: Sequence["Record"]) -> "Table":
+    """The measurements of one section."""
     from rich.table import Table
 
-    titles = {
-        "main": "Forward and backward, n = {n}",
-        "batch": "Acquisition: t-batch against {n} points, gradient for the test points",
-    }
-    for section, title in titles.items():
-        rows = [record for record in records if record.section == section]
-        table = Table(title=title.format(n=rows[0].n))
-        table.add_column("kernel")
-        for name in ("median, ms", "quartiles, ms", "/ Matérn-5/2", "rounds"):
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(
-                row.kernel,
-                f"{1e3 * row.value:.3g}",
-                f"{1e3 * row.low:.3g} to {1e3 * row.high:.3g}",
-                f"{row.ratio:.2f}",
-                str(row.rounds),
-            )
-        yield table
+    section, n = records[0].section, records[0].n
+    ratio = "(ratio to Matérn-5/2)"
     grids = {
-        "time-n": ("Time in ms (ratio to Matérn-5/2) against n", 1e3),
-        "time-depth": ("Time in ms (ratio to Matérn-5/2) against depth, n = {n}", 1e3),
-        "memory-n": ("Peak memory in MiB (ratio to Matérn-5/2) against n", 1.0),
-        "memory-depth": ("Peak memory in MiB (ratio to Matérn-5/2) against depth, n = {n}", 1.0),
-        "memory-w": ("Peak memory in MiB (ratio to Matérn-5/2) against w, n = {n}", 1.0),
+        "time-n": (f"Time in ms {ratio} against n", 1e3),
+        "time-depth": (f"Time in ms {ratio} against depth, n = {n}", 1e3),
+        "memory-n": (f"Peak memory in MiB {ratio} against n", 1.0),
+        "memory-depth": (f"Peak memory in MiB {ratio} against depth, n = {n}", 1.0),
+        "memory-w": (f"Peak memory in MiB {ratio} against w, n = {n}", 1.0),
     }
-    for section, (title, scale) in grids.items():
-        rows = [record for record in records if record.section == section]
-        if rows:
-            yield _grid(rows, title.format(n=rows[0].n), scale, section.endswith("depth"))
+    if section in grids:
+        return _grid(records, *grids[section], by_depth=section.endswith("depth"))
+    titles = {
+        "main": f"Forward and backward, n = {n}",
+        "batch": f"Acquisition: t-batch against {n} points, gradient for the test points",
+    }
+    table = Table(title=titles[section])
+    table.add_column("kernel")
+    for name in ("median, ms", "quartiles, ms", "/ Matérn-5/2", "rounds"):
+        table.add_column(name, justify="right")
+    for record in records:
+        table.add_row(
+            record.kernel,
+            f"{1e3 * record.value:.3g}",
+            f"{1e3 * record.low:.3g} to {1e3 * record.high:.3g}",
+            f"{record.ratio:.2f}",
+            str(record.rounds),
+        )
+    return table
 
 
 def _grid(rows: Sequence["Record"], title: str, scale: float, by_depth: bool) -> "Table":

@@ -4,8 +4,9 @@ Every function takes plain data, returns a `matplotlib.figure.Figure` and leaves
 nothing here needs a display or changes the caller's figures.
 """
 
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -140,8 +141,16 @@ def _draw_predictions(
     _style(axes)
 
 
+def _palette(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, in order."""
+    return {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(dict.fromkeys(names))}
+
+
 def _draw_relevances(
-    axes: Axes, relevances: Mapping[str, Tensor], feature_names: Sequence[str]
+    axes: Axes,
+    relevances: Mapping[str, Tensor],
+    feature_names: Sequence[str],
+    colors: Mapping[str, str],
 ) -> None:
     width = 0.84 / len(relevances)
     for i, (label, relevance) in enumerate(relevances.items()):
@@ -150,7 +159,7 @@ def _draw_relevances(
             [j + offset for j in range(len(feature_names))],
             relevance.detach().cpu().tolist(),
             width=0.92 * width,
-            color=_COLORS[i % len(_COLORS)],
+            color=colors[label],
             label=label,
         )
     axes.set_xticks(range(len(feature_names)), feature_names)
@@ -171,7 +180,7 @@ def _draw_depth(
     critical: float,
 ) -> None:
     weights = sorted({*feed_forward, *injected, *equilibrium})
-    colors = {w: _COLORS[i % len(_COLORS)] for i, w in enumerate(weights)}
+    colors = dict(zip(weights, itertools.cycle(_COLORS)))
     right = max(depths)
     for w, value in equilibrium.items():
         axes.axhline(
@@ -225,9 +234,10 @@ def predictions_figure(panels: Mapping[str, Predictions], unit: str = "target") 
         The figure.
     """
     figure = Figure(figsize=(4.0 * len(panels), 3.4), layout="constrained")
+    colors = _palette(panels)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for i, (title, predictions) in enumerate(panels.items()):
-        _draw_predictions(axes[i], predictions, title, unit, _COLORS[i % len(_COLORS)])
+        _draw_predictions(axes[i], predictions, title, unit, colors[title])
         axes[i].label_outer()
     return figure
 
@@ -244,7 +254,7 @@ def relevance_figure(relevances: Mapping[str, Tensor], feature_names: Sequence[s
         The figure.
     """
     figure = Figure(figsize=(max(6.0, 0.9 * len(feature_names)), 3.4), layout="constrained")
-    _draw_relevances(figure.subplots(), relevances, feature_names)
+    _draw_relevances(figure.subplots(), relevances, feature_names, _palette(relevances))
     return figure
 
 
@@ -304,12 +314,13 @@ def demo_figure(
     if title:
         figure.suptitle(title, fontsize=12)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 1.05))[:, 0]
+    colors = _palette((*relevances, *panels))
     axes = above.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for i, (name, predictions) in enumerate(panels.items()):
-        _draw_predictions(axes[i], predictions, name, unit, _COLORS[i % len(_COLORS)])
+        _draw_predictions(axes[i], predictions, name, unit, colors[name])
         axes[i].label_outer()
     left, right = below.subplots(1, 2, width_ratios=(1.15, 1.0))
-    _draw_relevances(left, relevances, feature_names)
+    _draw_relevances(left, relevances, feature_names, colors)
     _draw_depth(right, *depth, critical=2.0)
     right.legend(fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
     return figure

@@ -10,7 +10,7 @@ Example:
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 
@@ -57,7 +57,9 @@ class max_solver_iterations(_Setting[int]):
 
     def __init__(self, value: int) -> None:
         if int(value) != value or value < 1:
-            raise ValueError(f"max_solver_iterations takes an integer of at least 1, not {value!r}.")
+            raise ValueError(
+                f"max_solver_iterations takes an integer of at least 1, not {value!r}."
+            )
         super().__init__(int(value))
 
 
@@ -81,11 +83,9 @@ class solver_tolerance:
         double_value: Tolerance in float64; unchanged if None.
     """
 
-    _values: dict[torch.dtype, float] = {torch.float32: 1e-4, torch.float64: 1e-9}
+    _values: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-4, torch.float64: 1e-9}
 
-    def __init__(
-        self, float_value: float | None = None, double_value: float | None = None
-    ) -> None:
+    def __init__(self, float_value: float | None = None, double_value: float | None = None) -> None:
         new = {torch.float32: float_value, torch.float64: double_value}
         self._new = {dtype: value for dtype, value in new.items() if value is not None}
         for value in self._new.values():

@@ -367,18 +367,17 @@ class Quadrature(Activation):
 
 
 def hermite_coefficients(
-    fn: Callable[[np.ndarray], np.ndarray], q: float, degree: int
+    fn: Callable[[np.ndarray], np.ndarray], q: float, degree: int, step: float = 2.0**-9
 ) -> np.ndarray:
-    """a_k(q) = E fn(sqrt(q) z) h_k(z), k <= degree, by the trapezoid rule.
+    """a_k(q) = E fn(sqrt(q) z) h_k(z), k <= degree, by the trapezoid rule on [-40, 40].
 
-    Step 2^-9 on [-40, 40]: the smooth functions have their nearest singularity at pi/2 from the
-    real line, where the rule errs by exp(-2 pi (pi/2)/(sqrt(q) h)) < 1e-300 for q <= 10; a
-    jump of the second derivative (elu) costs h^2 fn''/(12 sqrt(2 pi)) or so, 1e-7.
+    The smooth functions of the tests have their nearest singularity at pi/2 from the real line,
+    where the rule errs by exp(-2 pi (pi/2)/(sqrt(q) step)): 1e-42 for q = 10 and step 2^-5.
+    A jump of the second derivative (elu) costs step^2 fn''/(12 sqrt(2 pi)) or so, 1e-7.
     The functions h_k(z) exp(-z^2/4) stay of order one on the way.
     """
-    h = 2.0**-9
-    z = h * np.arange(-40 * 512, 40 * 512 + 1)
-    f = fn(math.sqrt(q) * z) * np.exp(-z * z / 4) / math.sqrt(2 * math.pi) * h
+    z = step * np.arange(-round(40 / step), round(40 / step) + 1)
+    f = fn(math.sqrt(q) * z) * np.exp(-z * z / 4) / math.sqrt(2 * math.pi) * step
     previous, current = np.zeros_like(z), np.exp(-z * z / 4)
     result = np.empty(degree + 1)
     for k in range(degree + 1):
@@ -392,11 +391,10 @@ def hermite_coefficients(
 
 def variance_after(fn: Callable[[np.ndarray], np.ndarray], q: float) -> float:
     """E fn(sqrt(q) z)^2 by the same rule."""
-    h = 2.0**-9
-    z = h * np.arange(-40 * 512, 40 * 512 + 1)
-    return float(
-        (fn(math.sqrt(q) * z) ** 2 * np.exp(-z * z / 2)).sum() * h / math.sqrt(2 * math.pi)
-    )
+    step = 2.0**-9
+    z = step * np.arange(-40 * 512, 40 * 512 + 1)
+    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return float((fn(math.sqrt(q) * z) ** 2 * density).sum() * step)
 
 
 def bracketed_root(f: Callable[[Real], Real], low: Real, high: Real) -> Real:

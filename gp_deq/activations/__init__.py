@@ -77,7 +77,7 @@ def get_activation(activation: str | Activation | Callable[[Tensor], Tensor]) ->
             f"Unknown activation {activation!r}. Give one of {names}, an Activation, or an "
             "elementwise torch function."
         )
-    if isinstance(activation, type) and issubclass(activation, Activation):
+    if isinstance(activation, type):
         raise TypeError(f"Give an instance, {activation.__name__}(), not the class.")
     if callable(activation):
         return Hermite(activation)

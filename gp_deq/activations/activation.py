@@ -44,7 +44,11 @@ class Activation(ABC):
 
     @abstractmethod
     def expectations(
-        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+        self,
+        features1: Tensor,
+        features2: Tensor,
+        sqdist: Tensor,
+        accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The expectations ``G`` and ``P`` of all pairs.
 
@@ -52,9 +56,11 @@ class Activation(ABC):
             features1: :meth:`features` of the first inputs, ``... x n x f``.
             features2: :meth:`features` of the second inputs, ``... x m x f``.
             sqdist: Squared distances of the pre-activations, ``... x n x m``.
+            accuracy: Error allowed, relative to the largest ``G`` and ``P``; None for rounding.
+                Closed forms have no use for it.
 
         Returns:
-            ``G`` and ``P``, each ``... x n x m``, to rounding relative to the largest ``G``.
+            ``G`` and ``P``, each ``... x n x m``.
         """
 
     @abstractmethod
@@ -76,8 +82,10 @@ class Activation(ABC):
         r""":math:`g'(v) = \operatorname{E}[\varphi'^2 + \varphi\varphi''](\sqrt v z)`."""
 
     def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
-        """``diagonal(var1) - diagonal(var2)``, accurate relative to ``vardiff`` where closed forms
-        allow; the default subtracts."""
+        """``diagonal(var1) - diagonal(var2)``.
+
+        The default subtracts; closed forms keep the relative precision of ``vardiff``.
+        """
         return self.diagonal(var1) - self.diagonal(var2)
 
     def features(self, variance: Tensor) -> Tensor:

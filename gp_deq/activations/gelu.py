@@ -32,7 +32,11 @@ class GELU(Activation):
         return (1 + math.erf(1.0)) / 2 + math.exp(-1.0) / math.sqrt(math.pi)
 
     def expectations(
-        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+        self,
+        features1: Tensor,
+        features2: Tensor,
+        sqdist: Tensor,
+        accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
         var1, var2 = features1, features2.mT
@@ -43,9 +47,9 @@ class GELU(Activation):
         inverse1, inverse2 = 1 / (1 + var1), 1 / (1 + var2)
         both = torch.atan2(cov, root) / (2 * math.pi) + 0.25
         shrunk = (cov * inverse1) * (cov * inverse2)
-        value = cov * both + (
-            (var1 * inverse1) * (var2 * inverse2) * root + shrunk / root
-        ) / (2 * math.pi)
+        value = cov * both + ((var1 * inverse1) * (var2 * inverse2) * root + shrunk / root) / (
+            2 * math.pi
+        )
         slope = both + cov / (2 * math.pi * root) * (inverse1 + inverse2 + 1 / det)
         return value, slope
 
@@ -78,9 +82,10 @@ class GELU(Activation):
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""
         root = (1 + 2 * variance).sqrt()
-        return variance * self._both(variance, root) + (variance / (1 + variance)) * (
-            variance / root
-        ) / math.pi
+        return (
+            variance * self._both(variance, root)
+            + (variance / (1 + variance)) * (variance / root) / math.pi
+        )
 
     def derivative_diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.derivative_diagonal`."""

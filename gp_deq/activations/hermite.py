@@ -69,24 +69,33 @@ class Hermite(Activation):
     def features(self, variance: Tensor) -> Tensor:
         r"""Variance, square root of the variance, and the coefficients a, b (``... x n x f``)."""
         root = safe_sqrt(variance)
-        value, slope = self._coefficients(root)
-        return torch.cat((variance, root, value, slope), -1)
+        return torch.cat((variance, root, *self._coefficients(root)), -1)
 
     def expectations(
-        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+        self,
+        features1: Tensor,
+        features2: Tensor,
+        sqdist: Tensor,
+        accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
-        _, root1, value1, slope1 = self._split(features1)
-        _, root2, value2, slope2 = self._split(features2)
+        _, _, value1, slope1 = self._split(features1)
+        _, _, value2, slope2 = self._split(features2)
         correlation = self._correlation(features1, features2, sqdist)
-        value = _power_series(value1, value2, correlation)
-        return value, _power_series(slope1[..., : self.degree], slope2[..., : self.degree], correlation)
+        slope1, slope2 = slope1[..., : self.degree], slope2[..., : self.degree]
+        return (
+            _power_series(value1, value2, correlation, accuracy),
+            _power_series(slope1, slope2, correlation, accuracy),
+        )
 
     def variance_slopes(
         self, features1: Tensor, features2: Tensor, sqdist: Tensor
     ) -> tuple[Tensor, Tensor]:
-        r"""See :meth:`Activation.variance_slopes`: :math:`\frac12 \sum_k c_k(v_1) a_k(v_2) r^k`
-        with :math:`\sqrt q\, c_k = \sqrt{k+1}\, b_{k+1}`, zero at a zero variance."""
+        r"""See :meth:`Activation.variance_slopes`.
+
+        :math:`\frac12 \sum_k c_k(v_1) a_k(v_2) r^k` with :math:`\sqrt q\, c_k = \sqrt{k+1}\,
+        b_{k+1}`, taken as zero at a zero variance.
+        """
         _, root1, value1, slope1 = self._split(features1)
         _, root2, value2, slope2 = self._split(features2)
         correlation = self._correlation(features1, features2, sqdist)
@@ -191,9 +200,7 @@ def _column(variance: Tensor) -> Tensor:
     return variance.unsqueeze(-1)
 
 
-def _value_and_slope(
-    fn: Callable[[Tensor], Tensor], points: Tensor
-) -> tuple[Tensor, Tensor]:
+def _value_and_slope(fn: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
     """``fn`` and its derivative, differentiable where ``points`` is."""
     keep = torch.is_grad_enabled() and points.requires_grad
     with torch.enable_grad():
@@ -206,22 +213,27 @@ def _value_and_slope(
     return (value, slope) if keep else (value.detach(), slope)
 
 
-def _power_series(first: Tensor, second: Tensor, ratio: Tensor) -> Tensor:
+def _power_series(
+    first: Tensor, second: Tensor, ratio: Tensor, accuracy: float | None = None
+) -> Tensor:
     """Sum over k of ``first[..., i, k] * second[..., j, k] * ratio[..., i, j]**k``.
 
     Even and odd terms apart, since many functions have few of one kind, each without the tail that
-    rounding would hide.
+    falls below the accuracy, by default rounding.
     """
     square = ratio * ratio
-    scale = float(_term_bounds(first, second).sum())
-    even = _horner(first[..., ::2], second[..., ::2], square, scale)
-    odd = _horner(first[..., 1::2], second[..., 1::2], square, scale)
+    bounds = _term_bounds(first, second)
+    negligible = (accuracy or torch.finfo(ratio.dtype).eps / 8) * float(bounds.sum())
+    even = _horner(first[..., ::2], second[..., ::2], square, bounds[::2], negligible)
+    odd = _horner(first[..., 1::2], second[..., 1::2], square, bounds[1::2], negligible)
     return torch.addcmul(even, odd, ratio)
 
 
-def _horner(first: Tensor, second: Tensor, ratio: Tensor, scale: float) -> Tensor:
-    tails = _term_bounds(first, second).flip(-1).cumsum(-1).flip(-1)
-    count = int((tails > torch.finfo(ratio.dtype).eps / 8 * scale).sum())
+def _horner(
+    first: Tensor, second: Tensor, ratio: Tensor, bounds: Tensor, negligible: float
+) -> Tensor:
+    tails = bounds.flip(-1).cumsum(-1).flip(-1)
+    count = int((tails > negligible).sum())
     rows = first[..., :count].mT.contiguous().unsqueeze(-1)
     columns = second[..., :count].mT.contiguous().unsqueeze(-2)
     total = torch.zeros_like(ratio)
@@ -234,8 +246,9 @@ def _term_bounds(first: Tensor, second: Tensor) -> Tensor:
     """Largest absolute term of each degree."""
     if first.numel() == 0 or second.numel() == 0:
         return first.new_zeros(first.shape[-1])
-    sizes = [x.detach().abs().flatten(0, -2).amax(0) for x in (first, second)]
-    return sizes[0] * sizes[1]
+    largest = (x.detach().flatten(0, -2).aminmax(dim=0) for x in (first, second))
+    first_size, second_size = (torch.maximum(high, -low) for low, high in largest)
+    return first_size * second_size
 
 
 def _panels(root: Tensor) -> int:

@@ -51,11 +51,15 @@ class LeakyReLU(Activation):
 
     @property
     def critical_weight_variance(self) -> float:
-        """Exactly ``2 / (1 + negative_slope**2)``, from ``g(v) = v (1 + negative_slope**2) / 2``."""
+        """Exactly ``2 / (1 + negative_slope**2)``: ``g(v) = v (1 + negative_slope**2) / 2``."""
         return 1 / self.linear_part
 
     def expectations(
-        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+        self,
+        features1: Tensor,
+        features2: Tensor,
+        sqdist: Tensor,
+        accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
         pair = _pair(features1, features2, sqdist)
@@ -73,8 +77,11 @@ class LeakyReLU(Activation):
         return slope1, slope2
 
     def dual(self, pair: PairCovariance) -> PairCovariance:
-        r"""See :meth:`Activation.dual`; the squared distance is :math:`\frac{1+n^2}2 m -
-        \frac{(1-n)^2}{\pi}\sqrt{v_1 v_2}\,S`, to rounding in relative terms."""
+        r"""See :meth:`Activation.dual`.
+
+        The squared distance is :math:`\frac{1+n^2}2 m - \frac{(1-n)^2}{\pi}\sqrt{v_1 v_2}\,S`, to
+        rounding in relative terms.
+        """
         scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
         bend = 2 * self.angular_part * scale * sine_excess(pair.versine)
         return PairCovariance(

@@ -28,7 +28,11 @@ class Sine(Activation):
         return 1.0
 
     def expectations(
-        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+        self,
+        features1: Tensor,
+        features2: Tensor,
+        sqdist: Tensor,
+        accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
         near = (sqdist / -2).exp()
@@ -43,8 +47,11 @@ class Sine(Activation):
         return slope, slope
 
     def dual(self, pair: PairCovariance) -> PairCovariance:
-        r"""See :meth:`Activation.dual`; the squared distance is :math:`(1 - e^{-m/2})
-        (1 + e^{-\bar m/2}) - \frac12 (e^{-v_1} - e^{-v_2})^2`."""
+        r"""See :meth:`Activation.dual`.
+
+        The squared distance is :math:`(1 - e^{-m/2}) (1 + e^{-\bar m/2}) - \frac12 (e^{-v_1} -
+        e^{-v_2})^2`.
+        """
         var1, var2, sqdist, vardiff = pair
         far = (sqdist / 2 - (var1 + var2)).exp()
         gap = self._decay_difference(var1, var2, vardiff)

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,12 +32,21 @@ from ..activations.pair_covariance import squared_distance
 from ..activations.piecewise_linear import LeakyReLU, sine_excess_of_angle
 from .fixed_point import contraction, equilibrium_variance
 from .newton import newton
-from .pairwise import Block, PairFunction, blocks, flatten_batches, upper_blocks
+from .pairwise import (
+    Block,
+    PairFunction,
+    blocks,
+    differentiate,
+    flatten_batches,
+    take,
+    upper_blocks,
+)
 from .report import SolverMonitor
-
 
 #: Newton steps without a bracket before the safeguarded iteration takes over.
 _PLAIN_STEPS = 8
+#: Accuracy to which the first of them need the expectations.
+_ACCURACIES = {1: 1e-3, 2: 1e-6}
 
 
 class Solution(NamedTuple):
@@ -54,15 +64,28 @@ class Solution(NamedTuple):
     weight_slope: Tensor | None = None
 
 
-class Solver(Protocol):
-    """Solves blocks of pairs, and knows how ``K`` depends on the variances."""
+class Side(NamedTuple):
+    """What a solver knows of the inputs of one side of the matrix, each ``b x n x ...``."""
+
+    x: Tensor
+    injected: Tensor
+    variance: Tensor
+    root: Tensor
+    features: Tensor
+    diagonal: Tensor
+    diagonal_slope: Tensor
+
+    def take(self, along: slice, rows: slice) -> Side:
+        """A part of the batches and of the inputs."""
+        return Side._make(value[along, rows] for value in self)
+
+
+class Gradients(NamedTuple):
+    """Contributions of a block to the gradients by the variances and by the weight variance."""
 
     variance1: Tensor
     variance2: Tensor
-
-    def solve(self, block: Block) -> Solution:
-        """Kernel and slopes of a block."""
-        ...
+    weight: Tensor
 
 
 def fast_equilibrium_matrix(
@@ -107,23 +130,19 @@ class _FastMatrix(torch.autograd.Function):
     ) -> Tensor:
         solver = make_solver(x1, x2, weight_variance, bias_variance, symmetric, monitor)
         count, rows, columns = x1.shape[0], x1.shape[1], x2.shape[1]
-        matrices: list[Tensor] = []
+        matrices = [x1.new_empty(count, rows, columns) for _ in range(solver.matrices)]
         if symmetric:
             visits = upper_blocks(count, rows, x1.device)
         else:
             visits = ((block, False) for block in blocks(count, rows, columns, x1.device))
         for block, mirror in visits:
-            pieces = [piece for piece in solver.solve(block) if piece is not None]
-            if not matrices:
-                matrices = [x1.new_empty(count, rows, columns) for _ in pieces]
             along, down, across = block
+            pieces = [piece for piece in solver.solve(block) if piece is not None]
             for matrix, piece in zip(matrices, pieces, strict=True):
                 matrix[block] = piece
                 if mirror:
                     matrix[along, across, down] = piece.mT
-        if not matrices:
-            matrices = [x1.new_empty(count, rows, columns) for _ in range(2)]
-        ctx.make_solver, ctx.reference, ctx.solver = make_solver, reference, solver
+        ctx.reference, ctx.solver = reference, solver
         ctx.save_for_backward(x1, x2, weight_variance, bias_variance, *matrices)
         return matrices[0]
 
@@ -131,13 +150,9 @@ class _FastMatrix(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, matrices = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         needed = ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():
-            aliases = [tensor.view_as(tensor) for tensor in inputs]
-            wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
-            value = ctx.reference(*aliases)
-            found = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
-            return (None,) * 4 + tuple(next(found) if need else None for need in needed)
-        return (None,) * 4 + _pull_back(ctx.solver, inputs, matrices, grad)
+        if not torch.is_grad_enabled():
+            return (None,) * 4 + _pull_back(ctx.solver, inputs, matrices, grad, needed)
+        return (None,) * 4 + differentiate(ctx.reference, inputs, needed, grad)
 
 
 def _pull_back(
@@ -145,35 +160,43 @@ def _pull_back(
     inputs: tuple[Tensor, ...],
     matrices: tuple[Tensor, ...],
     grad: Tensor,
-) -> tuple[Tensor, ...]:
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
     """Gradients by both inputs, the weight variance and the bias variance."""
     x1, x2, weight_variance, bias_variance = inputs
-    # a column of ones: the products with it are the row sums
-    ones1, ones2 = (torch.cat((x, torch.ones_like(x[..., :1])), -1) for x in (x1, x2))
-    to1, to2 = torch.zeros_like(ones1), torch.zeros_like(ones2)
-    to_variance1 = torch.zeros_like(solver.variance1)
-    to_variance2 = torch.zeros_like(solver.variance2)
-    to_weight = torch.zeros_like(weight_variance)
-    for block in blocks(*grad.shape, grad.device):
+    side1, side2 = solver.side1, solver.side2
+    only_first = not any(needed[1:])
+    to1, to2 = torch.zeros_like(x1), torch.zeros_like(x2)
+    sum1, sum2 = torch.zeros_like(side1.variance), torch.zeros_like(side2.variance)
+    variance1, variance2 = torch.zeros_like(side1.variance), torch.zeros_like(side2.variance)
+    weight = x1.new_zeros(x1.shape[0], 1, 1)
+    for block in blocks(grad.shape[0], grad.shape[1], grad.shape[2], grad.device):
         along, down, across = block
         upstream = grad[block]
         solution = Solution(*(matrix[block] for matrix in matrices))
         weighted = upstream * solution.slope
-        to1[along, down] += weighted @ ones2[along, across]
-        to2[along, across] += weighted.mT @ ones1[along, down]
-        by_row, by_column, by_weight = solver.pull_back(block, upstream, weighted, solution)
-        to_variance1[along, down] += by_row
-        to_variance2[along, across] += by_column
-        to_weight[along] += by_weight
-    total = to1[..., -1:].sum(-2, keepdim=True)
-    to_variance1, to_variance2 = solver.finish(to_variance1, to_variance2, to1, to2, inputs)
-    to_injected1, of_weight1 = solver.injected_gradient(solver.variance1, to_variance1)
-    to_injected2, of_weight2 = solver.injected_gradient(solver.variance2, to_variance2)
+        to1[along, down] += weighted @ x2[along, across]
+        sum1[along, down] += weighted.sum(-1, keepdim=True)
+        found = solver.pull_back(block, upstream, weighted, solution, only_first)
+        variance1[along, down] += found.variance1
+        if not only_first:
+            to2[along, across] += weighted.mT @ x1[along, down]
+            sum2[along, across] += weighted.sum(-2).unsqueeze(-1)
+            variance2[along, across] += found.variance2
+            weight[along] += found.weight
+    variance1 = solver.finish(side1, variance1, to1, sum1)
+    injected1, weight1 = solver.injected_gradient(side1, variance1)
+    grad1 = to1.add_(2 * injected1 * x1)
+    if only_first:
+        return grad1, None, None, None
+    variance2 = solver.finish(side2, variance2, to2, sum2)
+    injected2, weight2 = solver.injected_gradient(side2, variance2)
+    bias = (injected1 + sum1).sum(-2, keepdim=True) + injected2.sum(-2, keepdim=True)
     return (
-        to1[..., :-1] + 2 * to_injected1 * x1,
-        to2[..., :-1] + 2 * to_injected2 * x2,
-        to_weight + of_weight1 + of_weight2,
-        total + to_injected1.sum(-2, keepdim=True) + to_injected2.sum(-2, keepdim=True),
+        grad1,
+        to2.add_(2 * injected2 * x2),
+        (weight + weight1 + weight2).sum_to_size(weight_variance.shape),
+        bias.sum_to_size(bias_variance.shape),
     )
 
 
@@ -211,95 +234,61 @@ class AngleSolver:
         monitor: SolverMonitor,
     ) -> None:
         self.read_out, self.monitor = read_out, monitor
+        self.matrices = 2 if read_out == "nngp" else 3
         self.linear, self.angular = activation.linear_part, activation.angular_part
+        self.weight_variance, self.bias_variance = weight_variance, bias_variance
         self.gap = contraction(activation, weight_variance)
         self.bend = weight_variance * self.angular
-        injected1 = x1.square().sum(-1, keepdim=True) + bias_variance
-        injected2 = injected1 if symmetric else x2.square().sum(-1, keepdim=True) + bias_variance
-        self.variance1, self.variance2 = injected1 / self.gap, injected2 / self.gap
-        self.root1, self.root2 = self.variance1.sqrt(), self.variance2.sqrt()
-        self.unit1 = _half_unit(x1, injected1, bias_variance)
-        self.unit2 = self.unit1 if symmetric else _half_unit(x2, injected2, bias_variance)
-        self._fit_start()
+        self.side1 = self._side(x1)
+        self.side2 = self.side1 if symmetric else self._side(x2)
+        self.tolerance = settings.solver_tolerance.value(x1.dtype)
+        fit = _fit_start(tuple(self.gap.flatten().tolist()), tuple(self.bend.flatten().tolist()))
+        self.start = fit.to(self.gap)
+        # the error between the points of the fit may be larger than at them; after that, Newton's
+        # method squares and halves it at least
+        self.steps, error, limit = 1, fit.error, self.tolerance / 2
+        while error > limit and self.steps < 8:
+            self.steps, error, limit = self.steps + 1, error**2 / 2, self.tolerance
 
-    def _fit_start(self) -> None:
-        r"""Fits ``t / t0`` as a polynomial of degree 6 in :math:`(1 + t_0/k)^{-1/4}`.
-
-        The quotient falls from 1 like :math:`t_0^{-1/3}` beyond :math:`\theta \approx 1 - A`, hence
-        the variable and :math:`k = \frac32(1 - A)`.
-        """
-        gap, bend = self.gap.double(), self.bend.double()
-        self.crossover = 1.5 * gap
-        least = (1 + 1 / self.crossover) ** -0.25
-        nodes, matrix, checks, powers = _chebyshev(gap.device)
-        middle, half = (1 + least) / 2, (1 - least) / 2
-
-        def sines(points: Tensor) -> tuple[Tensor, Tensor]:
-            variable = middle + half * points
-            start = (self.crossover * (variable**-4 - 1)).clamp(1e-12, 1.0)
-            cubic = torch.where(bend > 0, 3 * gap * 2 * start.square() / bend, math.inf)
-            first = torch.minimum(start, (cubic.pow(1 / 3).clamp_max(math.pi) / 2).sin())
-            for _ in range(7):
-                first, _ = self._newton_step(first, start, gap, bend, precise=True)
-            return first, start
-
-        solved, start = sines(nodes)
-        coefficients = ((solved / start) @ matrix).unsqueeze(-2).unbind(-1)
-        solved, start = sines(checks)
-        fitted = torch.stack(coefficients, -1).squeeze(-2) @ powers
-        error = float((fitted * start / solved - 1).abs().amax()) if solved.numel() else 0.0
-        self.steps = 1
-        # Newton's method on t squares the relative error and halves it at least
-        while error > 1e-8 and self.steps < 8:
-            error, self.steps = error**2, self.steps + 1
-        dtype = self.gap.dtype
-        self.coefficients = [value.unsqueeze(-1).to(dtype) for value in coefficients]
-        self.shift = (-middle / half).to(dtype)
-        self.stretch = (1 / half).to(dtype)
-        self.inverse_crossover = (1 / self.crossover).to(dtype)
-
-    @staticmethod
-    def _newton_step(
-        sine: Tensor, sine0: Tensor, gap: Tensor, bend: Tensor, precise: bool
-    ) -> tuple[Tensor, Tensor]:
-        """One Newton step: the new ``t`` and the step."""
-        cosine = torch.addcmul(sine.new_ones(()), sine, sine, value=-1).sqrt_()
-        theta = sine.asin().mul_(2)
-        if precise:
-            excess = sine_excess_of_angle(theta)
-        else:
-            excess = cosine.mul_(sine).mul_(2).sub_(theta)
-            excess.addcmul_(theta * sine, sine, value=2)
-        change = (sine - sine0).mul_(sine + sine0).mul_(gap).addcmul_(excess, bend, value=0.5)
-        slope = theta.mul_(bend).add_(gap).mul_(sine).mul_(2)
-        change.div_(slope.add_(_tiny(sine)))
-        updated = (sine - change).clamp_(0.0, 1.0)
-        return updated, change
+    def _side(self, x: Tensor) -> Side:
+        """The features are the injected inputs, the bias as a coordinate, scaled to length 1/2."""
+        dims = x.shape[-1]
+        injected = x.square().sum(-1, keepdim=True) + self.bias_variance
+        variance = injected / self.gap
+        zero = injected == 0
+        # a zero input without bias points along a coordinate of its own
+        own = bool(zero.any())
+        inverse = 0.5 / injected.sqrt().masked_fill_(zero, 1.0)
+        unit = x.new_empty(*x.shape[:-1], dims + 1 + own)
+        torch.mul(x, inverse, out=unit[..., :dims])
+        torch.mul(self.bias_variance.sqrt(), inverse, out=unit[..., dims : dims + 1])
+        if own:
+            unit[..., dims + 1 :] = zero.to(x) / 2
+        slope = torch.full_like(variance, self.linear)
+        return Side(x, injected, variance, variance.sqrt(), unit, slope * variance, slope)
 
     def solve(self, block: Block) -> Solution:
-        """See :class:`Solver`."""
+        """Kernel and slopes of a block of pairs."""
         along, down, across = block
-        gap, bend = self.gap[along], self.bend[along]
+        gap, bend = take(self.gap, along), take(self.bend, along)
         sine0 = torch.cdist(
-            self.unit1[along, down],
-            self.unit2[along, across],
+            self.side1.features[along, down],
+            self.side2.features[along, across],
             compute_mode="donot_use_mm_for_euclid_dist",
         ).clamp_(max=1.0)
-        variable = (sine0 * self.inverse_crossover[along]).add_(1).sqrt_().rsqrt_()
-        variable.mul_(self.stretch[along]).add_(self.shift[along])
-        sine = variable * self.coefficients[-1][along]
-        for coefficient in self.coefficients[-2:0:-1]:
-            sine.add_(coefficient[along]).mul_(variable)
-        sine.add_(self.coefficients[0][along]).mul_(sine0).clamp_(0.0, 1.0)
+        sine = self.start.evaluate(sine0, along)
+        # what enters the cusp of a tangent kernel must be accurate relative to the angle
         precise = self.read_out != "nngp"
-        for step in range(self.steps):
-            last = step == self.steps - 1
-            sine, change = self._newton_step(sine, sine0, gap, bend, precise and last)
-        tolerance = settings.solver_tolerance.value(sine.dtype)
-        self.monitor.record(self.steps, change.abs_(), tolerance)
-        return self._read(sine, self.root1[along, down] * self.root2[along, across].mT, gap, bend)
+        for step in range(1, self.steps + 1):
+            last = step == self.steps
+            sine, change = _newton_step(sine, sine0, gap, bend, precise and last)
+        self.monitor.record(self.steps, change.abs_(), self.tolerance)
+        scale = self.side1.root[along, down] * self.side2.root[along, across].mT
+        return self._read(sine, scale, gap, bend, take(self.weight_variance, along))
 
-    def _read(self, sine: Tensor, scale: Tensor, gap: Tensor, bend: Tensor) -> Solution:
+    def _read(
+        self, sine: Tensor, scale: Tensor, gap: Tensor, bend: Tensor, weight: Tensor
+    ) -> Solution:
         """Kernel and slopes as functions of ``t``."""
         square = sine * sine
         cosine = (1 - square).sqrt_()
@@ -325,53 +314,50 @@ class AngleSolver:
             direct = correlation * (slope * inverse).square()
         elif self.read_out == "recurrent":
             value = dual * inverse
-            change = slope * inverse + cusp * dual * self._weight(bend) * inverse.square()
+            change = slope * inverse + cusp * dual * weight * inverse.square()
             direct = dual * slope * inverse.square()
         else:
             value = correlation * inverse
-            change = inverse + cusp * correlation * self._weight(bend) * inverse.square()
+            change = inverse + cusp * correlation * weight * inverse.square()
             direct = correlation * slope * inverse.square()
         kappa = change.mul_(inverse)
         weight_slope = direct.add_(kappa * dual).mul_(scale)
         return Solution(value * scale, kappa, weight_slope)
 
-    def _weight(self, bend: Tensor) -> Tensor | float:
-        """Weight variance, from ``bend``."""
-        return bend / self.angular if self.angular else 0.0
-
     def pull_back(
-        self, block: Block, upstream: Tensor, weighted: Tensor, solution: Solution
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums of ``grad * K`` over columns and rows, and of ``grad * dK/dw``."""
+        self,
+        block: Block,
+        upstream: Tensor,
+        weighted: Tensor,
+        solution: Solution,
+        only_first: bool,
+    ) -> Gradients:
+        """Sums of ``upstream * K``, from which :meth:`finish` makes the gradients by variances."""
         product = upstream * solution.value
-        by_row, by_column = product.sum(-1, keepdim=True), product.sum(-2).unsqueeze(-1)
+        by_row = product.sum(-1, keepdim=True)
+        if only_first:
+            return Gradients(by_row, by_row, by_row)
+        by_column = product.sum(-2).unsqueeze(-1)
         if solution.weight_slope is None:
             product.mul_(solution.slope)
         else:
             torch.mul(upstream, solution.weight_slope, out=product)
-        return by_row, by_column, product.sum((-2, -1), keepdim=True)
+        return Gradients(by_row, by_column, product.sum((-2, -1), keepdim=True))
 
-    def finish(
-        self, sum1: Tensor, sum2: Tensor, to1: Tensor, to2: Tensor, inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
-        r"""Gradients by the variances: :math:`2 v_1 K_{v_1} = K - \kappa b_{12}`, by Euler's theorem
-        for a function homogeneous of degree one in the inputs."""
-        x1, x2, _, bias_variance = inputs
-        gradients = []
-        for total, to, x, variance in (
-            (sum1, to1, x1, self.variance1),
-            (sum2, to2, x2, self.variance2),
-        ):
-            along = (to[..., :-1] * x).sum(-1, keepdim=True) + bias_variance * to[..., -1:]
-            positive = variance > 0
-            safe = torch.where(positive, 2 * variance, 1.0)
-            gradients.append(torch.where(positive, (total - along) / safe, 0.0))
-        return gradients[0], gradients[1]
+    def finish(self, side: Side, total: Tensor, to: Tensor, weighted: Tensor) -> Tensor:
+        r"""Gradients by the variances: :math:`2 v_1 K_{v_1} = K - \kappa b_{12}`.
 
-    def injected_gradient(self, variance: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        This is Euler's theorem: ``K`` is homogeneous of degree one in each injected input.
+        """
+        injected = (to * side.x).sum(-1, keepdim=True) + self.bias_variance * weighted
+        zero = side.variance == 0
+        slope = (total - injected) / (2 * side.variance).masked_fill_(zero, 1.0)
+        return slope.masked_fill_(zero, 0.0)
+
+    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor]:
         """From the gradient by ``v = b / (1 - A)`` those by ``b`` and by the weight variance."""
         to_injected = grad / self.gap
-        return to_injected, self.linear * (to_injected * variance).sum(-2, keepdim=True)
+        return to_injected, self.linear * (to_injected * side.variance).sum(-2, keepdim=True)
 
 
 class DistanceSolver:
@@ -390,6 +376,9 @@ class DistanceSolver:
         monitor: Collects the record of the solves.
     """
 
+    #: Matrices that :meth:`solve` returns.
+    matrices = 2
+
     def __init__(
         self,
         activation: Activation,
@@ -401,124 +390,189 @@ class DistanceSolver:
         monitor: SolverMonitor,
     ) -> None:
         self.activation, self.monitor = activation, monitor
-        self.x1, self.x2 = x1, x2
         self.weight_variance, self.bias_variance = weight_variance, bias_variance
+        self.widening = 1 / (1 - weight_variance * activation.lipschitz**2)
         points = (x1,) if symmetric else (x1, x2)
         injected = torch.cat([x.square().sum(-1, keepdim=True) for x in points], -2) + bias_variance
-        variance = equilibrium_variance(activation, weight_variance, injected, monitor)
-        values = (
+        if weight_variance.shape[0] == 1 < x1.shape[0]:
+            # batches of a model repeat its training inputs: solve for each variance once
+            distinct, index = injected.unique(return_inverse=True)
+            columns = self._solve_variances(distinct.reshape(1, -1, 1))
+            columns = [value[0, index.squeeze(-1)] for value in columns]
+        else:
+            columns = self._solve_variances(injected)
+        count = x1.shape[-2]
+        self.side1 = Side(x1, *(value[..., :count, :] for value in columns))
+        rest = (value[..., count:, :] for value in columns)
+        self.side2 = self.side1 if symmetric else Side(x2, *rest)
+
+    def _solve_variances(self, injected: Tensor) -> list[Tensor]:
+        """The fields of a :class:`Side` after the first."""
+        activation = self.activation
+        variance = equilibrium_variance(activation, self.weight_variance, injected, self.monitor)
+        return [
             injected,
             variance,
             variance.sqrt(),
-            activation.diagonal(variance),
             activation.features(variance),
-        )
-        count = x1.shape[-2]
-        self.injected1, self.variance1, self.root1, self.diagonal1, self.features1 = (
-            value[..., :count, :] for value in values
-        )
-        self.injected2, self.variance2, self.root2, self.diagonal2, self.features2 = (
-            value if symmetric else value[..., count:, :] for value in values
-        )
-        self.widening = 1 / (1 - weight_variance * activation.lipschitz**2)
+            activation.diagonal(variance),
+            activation.diagonal_slope(variance),
+        ]
 
     def solve(self, block: Block) -> Solution:
-        """See :class:`Solver`."""
+        """Kernel and slopes of a block of pairs."""
         along, down, across = block
-        weight = self.weight_variance[along]
-        features1, features2 = self.features1[along, down], self.features2[along, across]
-        lower = squared_distance(self.x1[along, down], self.x2[along, across])
-        widest = (self.root1[along, down] + self.root2[along, across].mT).square_()
-        upper = torch.minimum(lower * self.widening[along], widest)
-        total = self.variance1[along, down] + self.variance2[along, across].mT
-        constant = weight * (self.diagonal1[along, down] + self.diagonal2[along, across].mT) + lower
+        weight = take(self.weight_variance, along)
+        side1, side2 = self.side1.take(along, down), self.side2.take(along, across)
+        lower = squared_distance(side1.x, side2.x)
+        widest = (side1.root + side2.root.mT).square_()
+        upper = torch.minimum(lower * take(self.widening, along), widest)
+        total = side1.variance + side2.variance.mT
+        constant = weight * (side1.diagonal + side2.diagonal.mT) + lower
 
-        def newton_step(sqdist: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            value, slope = self.activation.expectations(features1, features2, sqdist)
+        def newton_step(
+            sqdist: Tensor, accuracy: float | None = None
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            value, slope = self.activation.expectations(
+                side1.features, side2.features, sqdist, accuracy
+            )
             inverse = (slope * -weight).add_(1).reciprocal_()
             change = (sqdist - constant).addcmul_(value, 2 * weight)
             return value, slope, inverse, change
 
         # the injected squared distance, scaled as the variances are
-        injected = self.injected1[along, down] + self.injected2[along, across].mT
+        injected = side1.injected + side2.injected.mT
         sqdist = lower * (total / injected.clamp_min_(_tiny(total)))
         tolerance = settings.solver_tolerance.value(lower.dtype)
         limit = total * tolerance
         for count in range(1, _PLAIN_STEPS + 1):
-            value, slope, inverse, change = newton_step(sqdist)
+            value, slope, inverse, change = newton_step(sqdist, _ACCURACIES.get(count))
             updated = torch.minimum(torch.maximum(sqdist - change.mul_(inverse), lower), upper)
             change, sqdist = sqdist - updated, updated
             if count > 2 and bool((change.abs() <= limit).all()):
-                break
-        else:
-            sqdist = newton(
-                lambda point: ((step := newton_step(point))[3], 1 / step[2]),
-                sqdist, lower, upper, total, self.monitor,
-            )  # fmt: skip
-            value, slope, inverse, _ = newton_step(sqdist)
-            return Solution(value, slope.mul_(inverse))
-        self.monitor.record(count, change.abs() / total.clamp_min(_tiny(total)), tolerance)
-        # the last step moved the covariance by half of its change
-        return Solution(value.addcmul_(slope, change, value=0.5), slope.mul_(inverse))
+                self.monitor.record(count, change.abs() / total.clamp_min(_tiny(total)), tolerance)
+                # the last step moved the covariance by half of its change
+                return Solution(value.addcmul_(slope, change, value=0.5), slope.mul_(inverse))
+
+        def excess(point: Tensor) -> tuple[Tensor, Tensor]:
+            _, _, inverse, change = newton_step(point)
+            return change, 1 / inverse
+
+        sqdist = newton(excess, sqdist, lower, upper, total, self.monitor)
+        value, slope, inverse, _ = newton_step(sqdist)
+        return Solution(value, slope.mul_(inverse))
 
     def pull_back(
-        self, block: Block, upstream: Tensor, weighted: Tensor, solution: Solution
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Gradients by the variances, :math:`K_{v_1} = G_{v_1}/(1 - wP)`, and by the weight
-        variance."""
+        self,
+        block: Block,
+        upstream: Tensor,
+        weighted: Tensor,
+        solution: Solution,
+        only_first: bool,
+    ) -> Gradients:
+        r"""Gradients by the variances, :math:`K_{v_1} = G_{v_1}/(1 - wP)`, and the weight variance.
+
+        The latter is :math:`\kappa K` at fixed variances.
+        """
         along, down, across = block
-        weight = self.weight_variance[along]
-        cov = self.x1[along, down] @ self.x2[along, across].mT + self.bias_variance[along]
+        weight = take(self.weight_variance, along)
+        side1, side2 = self.side1.take(along, down), self.side2.take(along, across)
+        cov = side1.x @ side2.x.mT + take(self.bias_variance, along)
         cov.addcmul_(solution.value, weight)
-        total = self.variance1[along, down] + self.variance2[along, across].mT
-        sqdist = cov.mul_(-2).add_(total)
-        slopes = self.activation.variance_slopes(
-            self.features1[along, down], self.features2[along, across], sqdist
-        )
+        sqdist = cov.mul_(-2).add_(side1.variance + side2.variance.mT)
+        slopes = self.activation.variance_slopes(side1.features, side2.features, sqdist)
         adjoint = upstream + weight * weighted
-        return (
-            (adjoint * slopes[0]).sum(-1, keepdim=True),
-            (adjoint * slopes[1]).sum(-2).unsqueeze(-1),
-            (weighted * solution.value).sum((-2, -1), keepdim=True),
-        )
+        by_row = (adjoint * slopes[0]).sum(-1, keepdim=True)
+        if only_first:
+            return Gradients(by_row, by_row, by_row)
+        by_column = (adjoint * slopes[1]).sum(-2).unsqueeze(-1)
+        return Gradients(by_row, by_column, (weighted * solution.value).sum((-2, -1), True))
 
-    def finish(
-        self, sum1: Tensor, sum2: Tensor, to1: Tensor, to2: Tensor, inputs: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
+    def finish(self, side: Side, total: Tensor, to: Tensor, weighted: Tensor) -> Tensor:
         """Gradients by the variances: the sums as they are."""
-        return sum1, sum2
+        return total
 
-    def injected_gradient(self, variance: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor]:
         """From the gradient by ``v = w g(v) + b`` those by ``b`` and by the weight variance."""
-        slope = 1 - self.weight_variance * self.activation.diagonal_slope(variance)
-        to_injected = grad / slope
-        of_weight = to_injected * self.activation.diagonal(variance)
-        return to_injected, of_weight.sum(-2, keepdim=True)
+        to_injected = grad / (1 - self.weight_variance * side.diagonal_slope)
+        return to_injected, (to_injected * side.diagonal).sum(-2, keepdim=True)
 
 
-def _half_unit(x: Tensor, injected: Tensor, bias_variance: Tensor) -> Tensor:
-    """Injected inputs, the bias as one coordinate, scaled to length 1/2.
+def _newton_step(
+    sine: Tensor, sine0: Tensor, gap: Tensor, bend: Tensor, precise: bool
+) -> tuple[Tensor, Tensor]:
+    """One Newton step: the new ``t`` and the step."""
+    cosine = torch.addcmul(sine.new_ones(()), sine, sine, value=-1).sqrt_()
+    theta = sine.asin().mul_(2)
+    if precise:
+        excess = sine_excess_of_angle(theta)
+    else:
+        excess = cosine.mul_(sine).mul_(2).sub_(theta)
+        excess.addcmul_(theta * sine, sine, value=2)
+    change = (sine - sine0).mul_(sine + sine0).mul_(gap).addcmul_(excess, bend, value=0.5)
+    slope = theta.mul_(bend).add_(gap).mul_(sine).mul_(2)
+    change.div_(slope.add_(_tiny(sine)))
+    updated = (sine - change).clamp_(0.0, 1.0)
+    return updated, change
 
-    A zero input without bias points along a coordinate of its own, at right angles to all others.
+
+class StartFit(NamedTuple):
+    """The polynomial from which Newton's method starts, and its largest relative error."""
+
+    coefficients: Tensor
+    inverse_crossover: Tensor
+    shift: Tensor
+    stretch: Tensor
+    error: float
+
+    def to(self, like: Tensor) -> StartFit:
+        """In the dtype and on the device of a tensor."""
+        coefficients, inverse_crossover, shift, stretch = (value.to(like) for value in self[:4])
+        return StartFit(coefficients, inverse_crossover, shift, stretch, self.error)
+
+    def evaluate(self, sine0: Tensor, along: slice) -> Tensor:
+        """``t`` of injected ``t0``, for some of the batches."""
+        coefficients = take(self.coefficients, along).split(1, -1)
+        variable = (sine0 * take(self.inverse_crossover, along)).add_(1).sqrt_().rsqrt_()
+        variable.mul_(take(self.stretch, along)).add_(take(self.shift, along))
+        sine = variable * coefficients[-1]
+        for coefficient in coefficients[-2:0:-1]:
+            sine.add_(coefficient).mul_(variable)
+        return sine.add_(coefficients[0]).mul_(sine0).clamp_(0.0, 1.0)
+
+
+@lru_cache(maxsize=256)
+def _fit_start(gaps: tuple[float, ...], bends: tuple[float, ...]) -> StartFit:
+    r"""Fits ``t / t0`` as a polynomial of degree 6 in :math:`(1 + t_0/k)^{-1/4}`.
+
+    The quotient falls from 1 like :math:`t_0^{-1/3}` beyond :math:`\theta \approx 1 - A`, hence
+    the variable and :math:`k = \frac32(1 - A)`. The variable is mapped to [-1, 1].
+
+    Args:
+        gaps: :math:`1 - A` of each batch.
+        bends: :math:`B` of each batch.
     """
-    zero = injected == 0
-    bias = bias_variance.sqrt().expand(*x.shape[:-1], 1)
-    scaled = torch.cat((x, bias), -1) / (2 * injected.sqrt()).masked_fill(zero, 1.0)
-    return torch.cat((scaled, zero.to(x) / 2), -1) 
+    count = 7
+    angles = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / count)
+    # nodes of the interpolation, then points between them to tell its error
+    points = torch.cat((angles.cos(), torch.linspace(-1.0, 1.0, 41, dtype=torch.float64)))
+    powers = torch.stack([points**k for k in range(count)])
+    gap = torch.tensor(gaps, dtype=torch.float64).reshape(-1, 1, 1)
+    bend = torch.tensor(bends, dtype=torch.float64).reshape(-1, 1, 1)
+    crossover = 1.5 * gap
+    least = (1 + 1 / crossover) ** -0.25
+    middle, half = (1 + least) / 2, (1 - least) / 2
+    start = (crossover * ((middle + half * points) ** -4 - 1)).clamp(1e-12, 1.0)
+    cubic = torch.where(bend > 0, 6 * gap * start.square() / bend, math.inf)
+    solved = torch.minimum(start, (cubic.pow(1 / 3).clamp_max(math.pi) / 2).sin())
+    for _ in range(7):
+        solved, _ = _newton_step(solved, start, gap, bend, precise=True)
+    polynomial = (solved / start)[..., :count] @ torch.linalg.inv(powers[:, :count])
+    errors = (polynomial @ powers) * start / solved - 1
+    error = float(errors.abs().amax()) if errors.numel() else 0.0
+    return StartFit(polynomial, 1 / crossover, -middle / half, 1 / half, error)
 
 
 def _tiny(value: Tensor) -> float:
     """Smallest normal number: turns 0/0 into 0 and changes nothing else."""
     return torch.finfo(value.dtype).tiny
-
-
-def _chebyshev(device: torch.device, degree: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Nodes on [-1, 1], the matrix from values there to coefficients, points between the nodes and
-    their powers."""
-    count = degree + 1
-    angles = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / count)
-    nodes = angles.cos()
-    matrix = torch.linalg.inv(torch.stack([nodes**k for k in range(count)]))
-    checks = torch.linspace(-1.0, 1.0, 41, dtype=torch.float64)
-    powers = torch.stack([checks**k for k in range(count)])
-    return nodes.to(device), matrix.to(device), checks.to(device), powers.to(device)

@@ -88,8 +88,10 @@ def _equilibrium_vardiff(
     var1: Tensor,
     var2: Tensor,
 ) -> Tensor:
-    r""":math:`v_1 - v_2` from the injected difference: divided by one minus :math:`w` times the
-    divided difference of :math:`g`, which keeps its relative precision."""
+    r"""The difference :math:`v_1 - v_2`, with the relative precision of the injected difference.
+
+    It is the injected difference over one minus :math:`w` times the divided difference of g.
+    """
     if activation.homogeneous:
         return injected.vardiff / contraction(activation, weight_variance)
     with torch.no_grad():
@@ -113,9 +115,13 @@ def _solve_distance(
     vardiff: Tensor,
     monitor: SolverMonitor,
 ) -> Tensor:
-    r"""Solves :math:`m = w\, m_G(m) + m_b`, bracketed by :math:`m_b` and the smaller of
-    :math:`m_b / (1 - w \operatorname{Lip}^2)` and :math:`(\sqrt{v_1} + \sqrt{v_2})^2`; then two steps with the squared distance in its form
-    without cancellation, which make the relative error as small as the absolute one."""
+    r"""Solves :math:`m = w\, m_G(m) + m_b` for the squared distances m.
+
+    The root lies between :math:`m_b` and the smaller of :math:`m_b / (1 - w
+    \operatorname{Lip}^2)` and :math:`(\sqrt{v_1} + \sqrt{v_2})^2`. Two last steps use the squared
+    distance in its form without cancellation, which makes the relative error as small as the
+    absolute one.
+    """
     lower = injected.sqdist
     widest = (var1.sqrt() + var2.sqrt()).square()
     upper = torch.minimum(lower / (1 - weight_variance * activation.lipschitz**2), widest)
@@ -147,7 +153,9 @@ def _solve_angle(
     vardiff: Tensor,
     monitor: SolverMonitor,
 ) -> Tensor:
-    r"""Homogeneous activations: variances scale out, and with :math:`e = 1 - \cos\theta`
+    r"""The same for homogeneous activations, where one angle describes a pair.
+
+    Variances scale out, and with :math:`e = 1 - \cos\theta`
 
     .. math:: (1 - A)(e - e_0) + B S(\theta) = 0, \qquad
         A = w\tfrac{1+n^2}2, \quad B = w\tfrac{(1-n)^2}{2\pi},
@@ -183,7 +191,11 @@ class _ImplicitVariance(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, variance: Tensor, activation: Activation, weight_variance: Tensor, injected: Tensor
+        ctx: Any,
+        variance: Tensor,
+        activation: Activation,
+        weight_variance: Tensor,
+        injected: Tensor,
     ) -> Tensor:
         ctx.activation = activation
         result = variance.clone()
@@ -225,7 +237,8 @@ class _ImplicitDistance(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sqdist, *inputs = ctx.saved_tensors
-        slope = ctx.activation.derivative_dual(PairCovariance(*inputs[2:4], sqdist, inputs[4]))
+        _, _, var1, var2, vardiff = inputs
+        slope = ctx.activation.derivative_dual(PairCovariance(var1, var2, sqdist, vardiff))
         adjoint = grad / (1 - inputs[0] * slope)
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -236,7 +249,9 @@ class _ImplicitDistance(torch.autograd.Function):
                 leaves = [tensor.detach() for tensor in inputs]
             leaves = [leaf if leaf.requires_grad else leaf.requires_grad_() for leaf in leaves]
             weight_variance, injected, var1, var2, vardiff = leaves
-            pair = PairCovariance(var1, var2, sqdist if differentiable else sqdist.detach(), vardiff)
+            pair = PairCovariance(
+                var1, var2, sqdist if differentiable else sqdist.detach(), vardiff
+            )
             layer = weight_variance * ctx.activation.dual(pair).sqdist + injected
             grads = torch.autograd.grad(
                 layer, leaves, adjoint, create_graph=differentiable, allow_unused=True

@@ -39,7 +39,8 @@ def newton(
     point = torch.minimum(torch.maximum(start, lower), upper)
     limit = tolerance * scale
     step, count = torch.zeros_like(point), 0
-    for count in range(1, settings.max_solver_iterations.value() + 1):
+    while count < settings.max_solver_iterations.value():
+        count += 1
         value, slope = function(point)
         lower = torch.where(value <= 0, point, lower)
         upper = torch.where(value >= 0, point, upper)

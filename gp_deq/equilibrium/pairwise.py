@@ -40,14 +40,28 @@ def pairwise(
     return result.reshape(*batch, *result.shape[-2:])
 
 
-def flatten_batches(*tensors: Tensor) -> tuple[torch.Size, list[Tensor]]:
-    """Batch shape to which all tensors broadcast, and the tensors with one batch dimension."""
-    batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in tensors))
+def flatten_batches(
+    x1: Tensor, x2: Tensor, *hyperparameters: Tensor
+) -> tuple[torch.Size, list[Tensor]]:
+    """Batch shape to which all broadcast, and the tensors with one batch dimension.
+
+    Hyperparameters that all batches share keep a batch dimension of one.
+    """
+    shapes = [tensor.shape[:-2] for tensor in (x1, x2, *hyperparameters)]
+    batch = torch.broadcast_shapes(*shapes)
     count = batch.numel()
-    return batch, [
-        tensor.expand(*batch, *tensor.shape[-2:]).reshape(count, *tensor.shape[-2:])
-        for tensor in tensors
-    ]
+
+    def flatten(tensor: Tensor) -> Tensor:
+        return tensor.expand(*batch, *tensor.shape[-2:]).reshape(count, *tensor.shape[-2:])
+
+    shared = all(shape.numel() == 1 for shape in shapes[2:])
+    values = [value.reshape(1, 1, 1) if shared else flatten(value) for value in hyperparameters]
+    return batch, [flatten(x1), flatten(x2), *values]
+
+
+def take(tensor: Tensor, along: slice) -> Tensor:
+    """Part of the batches of a hyperparameter, which all of them may share."""
+    return tensor if tensor.shape[0] == 1 else tensor[along]
 
 
 def blocks(batch: int, rows: int, columns: int, device: torch.device) -> Iterator[Block]:
@@ -99,18 +113,17 @@ class _Pairwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x1, x2, *shared = inputs = ctx.saved_tensors
+        inputs = ctx.saved_tensors
+        shared = inputs[2:]
         needed = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            aliases = [tensor.view_as(tensor) for tensor in inputs]
-            wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
-            value = ctx.function(*aliases)
-            found = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
-            return None, None, *(next(found) if need else None for need in needed)
-        grads = [torch.zeros_like(tensor) if need else None for tensor, need in zip(inputs, needed, strict=True)]
+            return None, None, *differentiate(ctx.function, inputs, needed, grad)
+        grads = [torch.zeros_like(tensor) for tensor in inputs]
         for block in blocks(grad.shape[0], grad.shape[1], grad.shape[2], grad.device):
             along, down, across = block
-            places = [(along, down), (along, across)] + [(along,)] * len(shared)
+            whole = slice(None)
+            places: list[tuple[slice, ...]] = [(along, down), (along, across)]
+            places += [(whole if value.shape[0] == 1 else along,) for value in shared]
             pieces = [
                 tensor[place].detach().requires_grad_(need)
                 for tensor, place, need in zip(inputs, places, needed, strict=True)
@@ -122,11 +135,22 @@ class _Pairwise(torch.autograd.Function):
             for total, place, need in zip(grads, places, needed, strict=True):
                 if need:
                     total[place] += next(found)
-        return None, None, *grads
+        return None, None, *(x if need else None for x, need in zip(grads, needed, strict=True))
+
+
+def differentiate(
+    function: PairFunction, inputs: tuple[Tensor, ...], needed: tuple[bool, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Differentiable gradients by those inputs that need one, None for the others."""
+    # aliases: the gradients are by these arguments, and not by what they depend on
+    aliases = [tensor.view_as(tensor) for tensor in inputs]
+    wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(function(*aliases), wanted, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
 
 
 def _evaluate(
     function: PairFunction, block: Block, x1: Tensor, x2: Tensor, shared: tuple[Tensor, ...]
 ) -> Tensor:
     along, down, across = block
-    return function(x1[along, down], x2[along, across], *(tensor[along] for tensor in shared))
+    return function(x1[along, down], x2[along, across], *(take(tensor, along) for tensor in shared))

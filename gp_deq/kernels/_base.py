@@ -121,9 +121,16 @@ class NeuralKernel(Kernel):
 
     @abstractmethod
     def _read_out(
-        self, injected: PairCovariance, monitor: SolverMonitor, *hyperparameters: Tensor
+        self, injected: PairCovariance, monitor: SolverMonitor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The kernel, ``... x n x m``, of the covariance of the injected input."""
+        """The kernel, ``... x n x m``, of the covariance of the injected input.
+
+        Args:
+            injected: That covariance.
+            monitor: Collects the record of the solves.
+            *args: The hyperparameters named by ``_hyperparameters``, each ``... x 1 x 1``.
+            **kwargs: Not used.
+        """
 
     def _evaluate(
         self,
@@ -150,7 +157,7 @@ class NeuralKernel(Kernel):
         name, dims = type(self).__name__, x1.shape[-1]
         if x2.shape[-1] != dims:
             raise ValueError(
-                f"{name} got inputs of {dims} and of {x2.shape[-1]} dimensions; both must be the same."
+                f"{name} got inputs of {dims} and of {x2.shape[-1]} dimensions; they must agree."
             )
         if self.ard_num_dims is not None and self.ard_num_dims != dims:
             raise RuntimeError(
@@ -189,10 +196,12 @@ class NeuralKernel(Kernel):
         )
 
     def _register_center(self, center: float | Sequence[float] | Tensor) -> None:
-        value = torch.as_tensor(center, dtype=self.raw_lengthscale.dtype)
+        # in double precision, whatever the dtype of the parameters is now: 0.1 must stay 0.1
+        value = torch.as_tensor(center, dtype=torch.float64)
         if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
             raise ValueError(
-                f"center must be a finite float or a vector with one entry a dimension, not {center!r}."
+                "center must be a finite float, or a vector with an entry for each dimension, not "
+                f"{center!r}."
             )
         if self.ard_num_dims is not None and value.numel() not in (1, self.ard_num_dims):
             raise ValueError(

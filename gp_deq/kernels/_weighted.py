@@ -86,8 +86,10 @@ class FiniteDepthKernel(WeightedKernel):
 class EquilibriumKernel(WeightedKernel):
     """A kernel at equilibrium, its weight variance below the critical value."""
 
-    #: Read-out of :class:`AngleSolver`.
-    _angle_read_out = "nngp"
+    @property
+    def _angle_read_out(self) -> str:
+        """Read-out of :class:`AngleSolver`."""
+        return "nngp"
 
     def _default_constraint(self) -> Interval:
         critical = self.activation.critical_weight_variance
@@ -129,6 +131,7 @@ class EquilibriumKernel(WeightedKernel):
         else:
             return super()._evaluate(z1, z2, hyperparameters, symmetric, monitor)
         reference = self._pair_function(SolverMonitor())
+        weight_variance, bias_variance = hyperparameters
         return fast_equilibrium_matrix(
-            make_solver, reference, z1, z2, *hyperparameters, symmetric, monitor
+            make_solver, reference, z1, z2, weight_variance, bias_variance, symmetric, monitor
         )

@@ -93,5 +93,7 @@ class DEQNTKKernel(EquilibriumKernel):
 def check_trained(trained: str) -> str:
     """``trained``, if it is one of :data:`TRAINED`."""
     if trained not in TRAINED:
-        raise ValueError(f"trained must be one of {', '.join(map(repr, TRAINED))}, got {trained!r}.")
+        raise ValueError(
+            f"trained must be one of {', '.join(map(repr, TRAINED))}, got {trained!r}."
+        )
     return trained

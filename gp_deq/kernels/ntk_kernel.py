@@ -26,8 +26,8 @@ class NTKKernel(FiniteDepthKernel):
     The value is that of :class:`~gp_deq.kernels.DEQNTKKernel` at the last layer, with
     :math:`\Theta_L` for :math:`\Sigma/(1 - wP)`: "all" :math:`G + P\Theta_L`, "hidden"
     :math:`P\Theta_L`, "preactivation" :math:`\Theta_L`; and "recurrent" :math:`G + P T_L`, where
-    :math:`T_1 = 0` and :math:`T_{l+1} = w G(\Sigma_l) + w P_l T_l`. With input injection and growing
-    depth it converges to :class:`~gp_deq.kernels.DEQNTKKernel`.
+    :math:`T_1 = 0` and :math:`T_{l+1} = w G(\Sigma_l) + w P_l T_l`. With input injection and
+    growing depth it converges to :class:`~gp_deq.kernels.DEQNTKKernel`.
 
     Args:
         activation: See :class:`~gp_deq.kernels.DEQNNGPKernel`.

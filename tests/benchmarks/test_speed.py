@@ -18,7 +18,7 @@ CONFIG = dataclasses.replace(speed.SpeedConfig.quick(), memory=False)
 @pytest.fixture(scope="module")
 def records() -> list[speed.Record]:
     steps: list[str] = []
-    found = speed.run_speed(CONFIG, steps.append)
+    found = [record for section in speed.run_speed(CONFIG, steps.append) for record in section]
     assert len(steps) == CONFIG.num_steps
     return found
 

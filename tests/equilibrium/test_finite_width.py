@@ -218,7 +218,7 @@ def test_empirical_tangent_kernels(name: str) -> None:
     "all" takes every gradient of f, "hidden" leaves out V's, "recurrent" takes those of V and W;
     "preactivation" is the tangent kernel of the units u_k themselves.
     """
-    width, draws = 1000, 8
+    width, draws = 1000, 6
     samples = []
     for seed in range(draws):
         net = draw(width, 500 + seed)

@@ -8,6 +8,7 @@ eigenvalue, positive but as small as it likes, appears anywhere above -1e-14 of 
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 
 import pytest
@@ -53,40 +54,44 @@ def jitter_needed(matrix: Tensor) -> float:
 
 
 @pytest.mark.parametrize("distance", [1e-6, 1e-4, 1e-3])
-@pytest.mark.parametrize("name", ["relu", "leaky_relu", "erf", "sin", "gelu", "tanh"])
+@pytest.mark.parametrize("name", FRACTION_NAMES)
 @pytest.mark.parametrize("kind", ["nngp", *TRAINED])
 def test_cholesky_with_near_duplicates(kind: str, name: str, distance: float) -> None:
-    """No more jitter than 1e-13 of the mean variance; smooth kernels are singular to rounding.
+    """No more jitter than 1e-13 of the mean variance, in 2 dimensions and in 6.
 
-    The squared distances of NNGP pairs at 1e-6 are 1e-13 or so of the variance, and what is left
-    of a smooth kernel's after its neighbours have explained them is below eps: its factorisation
-    is up to rounding, n eps = 9e-14 at worst.
+    In two dimensions 200 points are dense: what is left of a smooth kernel's variance at a point
+    after its neighbours have explained it is below eps, and so are squared NNGP distances of pairs
+    1e-6 apart, 1e-13 or so.  Such a factorisation is up to rounding, n eps = 9e-14 at worst.
     """
-    x = with_near_duplicates(distance)
-    with torch.no_grad():
-        matrix = build(kind, name, 0.5, 0.1)(x).to_dense()
-    assert jitter_needed(matrix) <= 1e-13
+    for d in (2, 6):
+        if name == "tanh" and d == 6:
+            continue  # four seconds a matrix, and the easier case
+        with torch.no_grad():
+            matrix = build(kind, name, 0.5, 0.1)(with_near_duplicates(distance, d)).to_dense()
+        assert jitter_needed(matrix) <= 1e-13
 
 
-@pytest.mark.parametrize("distance", [1e-4, 1e-3])
-@pytest.mark.parametrize("kind", ["nngp", "all"])
-def test_cholesky_without_jitter(kind: str, distance: float) -> None:
-    """ReLU equilibria near criticality are rough enough to need none at all."""
-    with torch.no_grad():
-        matrix = build(kind, "relu", 0.99, 0.1)(with_near_duplicates(distance)).to_dense()
-    assert jitter_needed(matrix) == 0.0
+@pytest.mark.parametrize(("kind", "distance"), [("nngp", 1e-4), ("nngp", 1e-3), ("all", 1e-6)])
+@pytest.mark.parametrize("fraction", [0.5, 0.9, 0.99])
+def test_cholesky_without_jitter(kind: str, distance: float, fraction: float) -> None:
+    """None at all for ReLU where squared kernel distances stay above n eps of the variance.
+
+    At 1e-4 the NNGP's are 1e-9; the NTK has a cusp, its own are 1e-6 at 1e-6 already.
+    """
+    for d in (2, 6):
+        with torch.no_grad():
+            matrix = build(kind, "relu", fraction, 0.1)(with_near_duplicates(distance, d))
+        assert jitter_needed(matrix.to_dense().detach()) == 0.0
 
 
-@pytest.mark.parametrize(
-    ("weight", "bias"), [(2.0, 0.1), (0.6931471805599453, 0.6931471805599453), (10.0, 5.0)]
-)
+@pytest.mark.parametrize(("weight", "bias"), [(2.0, 0.1), (math.log(2), math.log(2)), (10.0, 5.0)])
 @pytest.mark.parametrize("distance", [1e-6, 1e-4, 1e-3])
 def test_the_clamped_twin_needs_jitter(distance: float, weight: float, bias: float) -> None:
-    """The same points through BoTorch's clamped formula need 1e-11 at least: what we avoid.
+    """The same points through BoTorch's clamped formula need 1e-11 at least, 1e-6 often.
 
     The distance form of the very same kernel needs at most 1e-13.
     """
-    x = with_near_duplicates(distance)
+    x = with_near_duplicates(distance, 2)
     peer = InfiniteWidthBNNKernel(depth=3).double()
     peer.weight_var, peer.bias_var = weight, bias
     twin = NNGPKernel(depth=3).double()
@@ -125,9 +130,6 @@ def test_symmetric_to_the_bit(kind: str, name: str, n: int) -> None:
         for argument in (x, torch.stack((x, 2 * x))):
             matrix = kernel(argument).to_dense().detach()
             assert torch.equal(matrix, matrix.mT)
-        assert torch.equal(matrix[0], kernel(x, x.clone()).to_dense().detach()) or torch.allclose(
-            matrix[0], kernel(x, x.clone()).to_dense().detach(), rtol=64 * torch.finfo(dtype).eps
-        )
 
 
 KERNELS = [
