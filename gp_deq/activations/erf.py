@@ -71,17 +71,17 @@ class Erf(Activation):
         total = var1 + var2
         size = (1 + 2 * var1) * (1 + 2 * var2)
         spread = (sqdist * (2 * total - sqdist) - vardiff.square()).clamp_min(0.0)
-        arc = torch.atan2(total - sqdist, (1 + 2 * total + spread).sqrt())
+        arc = torch.atan2(total - sqdist, determinant(var1, var2, total, sqdist, 2.0).sqrt())
         roots = (1 + 4 * var1).sqrt() + (1 + 4 * var2).sqrt()
         gap = (spread + 4 * (vardiff / roots).square()) / size
-        positive = sqdist < total
-        sine = torch.where(positive, ((arc1 + arc2) / 2 + arc).sin(), 1.0)
-        near = 2 * torch.where(positive, gap / sine, 0.0).clamp(0.0, 1.0).asin()
+        close = 2 * sqdist < total  # elsewhere nothing cancels
+        sine = torch.where(close, ((arc1 + arc2) / 2 + arc).sin(), 1.0)
+        near = 2 * torch.where(close, gap / sine, 0.0).clamp(0.0, 1.0).asin()
         far = arc1 + arc2 - 2 * arc
         return PairCovariance(
             arc1 * (2 / math.pi),
             arc2 * (2 / math.pi),
-            torch.where(positive, near, far) * (2 / math.pi),
+            torch.where(close, near, far) * (2 / math.pi),
             self.diagonal_difference(var1, var2, vardiff),
         )
 
@@ -106,9 +106,10 @@ class Erf(Activation):
 
 
 def determinant(var1: Tensor, var2: Tensor, total: Tensor, sqdist: Tensor, scale: float) -> Tensor:
-    r""":math:`(1 + a v_1)(1 + a v_2) - a^2 c^2` as a sum of terms that do not cancel.
+    r""":math:`(1 + a v_1)(1 + a v_2) - a^2 c^2`, without cancellation at coincident inputs.
 
-    It uses :math:`4(v_1 v_2 - c^2) = m(2(v_1 + v_2) - m) - (v_1 - v_2)^2`, never negative.
+    There :math:`4(v_1 v_2 - c^2) = m(2(v_1 + v_2) - m) - (v_1 - v_2)^2` is a difference of small
+    terms; where the variances are far apart, it is computed as it stands.
 
     Args:
         var1: :math:`v_1`, ``... x n x 1``.
@@ -117,7 +118,13 @@ def determinant(var1: Tensor, var2: Tensor, total: Tensor, sqdist: Tensor, scale
         sqdist: :math:`m`, ``... x n x m``.
         scale: :math:`a`.
     """
-    spread = (2 * total - sqdist) * sqdist - (var1 - var2).square()
+    radial = (var1 - var2).square()
+    product = total.square() - radial
+    if bool((radial > product).any()):
+        direct = 4 * (var1 * var2) - (total - sqdist).square()
+        spread = torch.where(radial > product, direct, (2 * total - sqdist) * sqdist - radial)
+    else:
+        spread = (2 * total - sqdist) * sqdist - radial
     return spread.clamp_min(0.0) * (scale**2 / 4) + (1 + scale * total)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .erf import determinant
+from .erf import Erf, determinant
+from .pair_covariance import PairCovariance
 
 
 class GELU(Activation):
@@ -22,8 +23,7 @@ class GELU(Activation):
              + \frac{\rho^2}{\sqrt D}\right], \\
         P &= F + \frac{c}{2\pi\sqrt D}\left[\frac1{1 + v_1} + \frac1{1 + v_2} + \frac1D\right].
 
-    Critical weight variance 0.784668; not homogeneous; ``P`` is smooth. Squared distances are
-    differences of ``G``: their error is a few units in the last place of the variances.
+    Critical weight variance 0.784668; not homogeneous; ``P`` is smooth.
     """
 
     @property
@@ -78,6 +78,65 @@ class GELU(Activation):
             return front * ((1 + inverse) * remainder - tilted * (1 + (1 + variance) / det))
 
         return slope(var1, var2), slope(var2, var1)
+
+    def dual(self, pair: PairCovariance) -> PairCovariance:
+        r"""See :meth:`Activation.dual`.
+
+        With :math:`\alpha = \arctan(c / \sqrt D)`, :math:`d = \sqrt D`, :math:`e_i = 1/(1 + v_i)`
+        and the same with an index on the diagonal, :math:`2\pi G = \frac\pi2 c + c\alpha + R` with
+        :math:`R = (1 - e_1 - e_2) d + 1/d`. The squared distance is the second difference of
+        this; those of :math:`\alpha` are squared distances of :class:`Erf` at half the variances,
+        those of :math:`d` and :math:`1/d` follow from :math:`D - d_1 d_2 = \sigma + h` with
+        :math:`\sigma = v_1 v_2 - c^2` and :math:`h = (v_1 - v_2)^2 / (d_1 d_2 + 1 + v_1 + v_2)`.
+        """
+        var1, var2, sqdist, vardiff = pair
+        total = var1 + var2
+        value, _ = self.expectations(var1, var2.mT, sqdist)
+        diagonal1, diagonal2 = self.diagonal(var1), self.diagonal(var2)
+        halved = PairCovariance(*(term / 2 for term in pair))
+        arc_bend = (math.pi / 2) * Erf().dual(halved).sqdist
+        arc_gap = (math.pi / 2) * Erf().diagonal_difference(*halved[:2], halved.vardiff)
+        spread = ((2 * total - sqdist) * sqdist - vardiff.square()).clamp_min(0.0) / 4
+        root1, root2, root = (
+            (1 + 2 * var1).sqrt(),
+            (1 + 2 * var2).sqrt(),
+            (1 + total + spread).sqrt(),
+        )
+        shift = vardiff.square() / (root1 * root2 + 1 + total)
+        both, size = root1 + root2, root1 + root2 + 2 * root
+        root_bend = (2 * shift + 4 * spread) / size  # 2 d - d1 - d2
+        inverse_bend = 2 * (spread * both + shift * (both + root)) / (size * root1 * root2 * root)
+        inverse1, inverse2 = 1 / (1 + var1), 1 / (1 + var2)
+        arc = torch.atan2((total - sqdist) / 2, root)
+        near = (
+            sqdist * (math.pi / 2 + arc)
+            + total / 2 * arc_bend
+            + vardiff / 2 * arc_gap
+            - (1 - inverse1 - inverse2) * root_bend
+            + 2 * vardiff.square() * inverse1 * inverse2 / both
+            + inverse_bend
+        ) / (2 * math.pi)
+        far = diagonal1 + diagonal2 - 2 * value
+        return PairCovariance(
+            diagonal1,
+            diagonal2,
+            torch.where(2 * sqdist < total, near, far).clamp_min(0.0),
+            self.diagonal_difference(var1, var2, vardiff),
+        )
+
+    def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
+        """See :meth:`Activation.diagonal_difference`; by the terms of :meth:`dual`."""
+        root1, root2 = (1 + 2 * var1).sqrt(), (1 + 2 * var2).sqrt()
+        arc1, arc2 = torch.atan2(var1, root1), torch.atan2(var2, root2)
+        arc_gap = (math.pi / 2) * Erf().diagonal_difference(var1 / 2, var2 / 2, vardiff / 2)
+        inverse1, inverse2 = 1 / (1 + var1), 1 / (1 + var2)
+        root_gap = 2 * vardiff / (root1 + root2)
+        return (
+            vardiff * (math.pi + arc1 + arc2) / 2
+            + (var1 + var2) / 2 * arc_gap
+            + root_gap * (1 - inverse1 - inverse2 - 1 / (root1 * root2))
+            + vardiff * inverse1 * inverse2 * (root1 + root2)
+        ) / (2 * math.pi)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""

@@ -35,9 +35,14 @@ class Sine(Activation):
         accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
-        near = (sqdist / -2).exp()
-        far = (sqdist / 2 - (features1 + features2.mT)).exp()
-        return (near - far) / 2, (near + far) / 2
+        var1, var2 = features1, features2.mT
+        half = sqdist / 2
+        total = var1 + var2
+        near, far = half.neg().exp(), (half - total).exp()
+        # where they nearly cancel, sinh(c) exp(-(var1 + var2) / 2)
+        cov = total / 2 - half
+        close = (-var1 / 2).exp() * (-var2 / 2).exp() * cov.clamp(-1.0, 1.0).sinh()
+        return torch.where(cov.abs() < 1, close, (near - far) / 2), (near + far) / 2
 
     def variance_slopes(
         self, features1: Tensor, features2: Tensor, sqdist: Tensor

