@@ -175,7 +175,7 @@ def _demo_table(result: "DemoResult") -> "Table":
     seeds = len(result.of_kernel(result.kernels[0]))
     splits = "one random split" if seeds == 1 else f"{seeds} random splits, mean ± standard error"
     table = Table(title=f"{result.dataset.name}: 80/20, {splits}")
-    table.add_column("kernel")
+    table.add_column("kernel", no_wrap=True)
     for name in ("RMSE", "NLPD", "inside 95 %", "R²", "fit, s"):
         table.add_column(name, justify="right")
     for kernel in result.kernels:
@@ -240,18 +240,23 @@ def _speed_table(records: Sequence["Record"]) -> "Table":
         "batch": f"Acquisition: t-batch against {n} points, gradient for the test points",
     }
     table = Table(title=titles[section])
-    table.add_column("kernel")
+    table.add_column("kernel", no_wrap=True)
     for name in ("median, ms", "quartiles, ms", "/ Matérn-5/2", "rounds"):
         table.add_column(name, justify="right")
     for record in records:
         table.add_row(
             record.kernel,
-            f"{1e3 * record.value:.3g}",
-            f"{1e3 * record.low:.3g} to {1e3 * record.high:.3g}",
+            _digits(1e3 * record.value),
+            f"{_digits(1e3 * record.low)} to {_digits(1e3 * record.high)}",
             f"{record.ratio:.2f}",
             str(record.rounds),
         )
     return table
+
+
+def _digits(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _grid(rows: Sequence["Record"], title: str, scale: float, by_depth: bool) -> "Table":
@@ -265,13 +270,13 @@ def _grid(rows: Sequence["Record"], title: str, scale: float, by_depth: bool) ->
 
     columns = list(dict.fromkeys(column(record) for record in rows))
     table = Table(title=title)
-    table.add_column("kernel")
+    table.add_column("kernel", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right")
     kernels: dict[str, dict[str, str]] = {}
     for record in rows:
         name = record.family if by_depth else record.kernel
-        cell = f"{scale * record.value:.3g} ({record.ratio:.2f})"
+        cell = f"{_digits(scale * record.value)} ({record.ratio:.2f})"
         kernels.setdefault(name, {})[column(record)] = cell
     for kernel, cells in kernels.items():
         table.add_row(kernel, *(cells.get(name, "") for name in columns))

@@ -27,6 +27,8 @@ class Activation(ABC):
 
     #: Whether :math:`\varphi(tu) = t\varphi(u)` for all :math:`t > 0`.
     homogeneous: bool = False
+    #: Whether the expectations of an input cost no more than a few operations.
+    closed_form: bool = True
 
     @property
     @abstractmethod

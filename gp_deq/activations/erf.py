@@ -119,13 +119,19 @@ def determinant(var1: Tensor, var2: Tensor, total: Tensor, sqdist: Tensor, scale
         scale: :math:`a`.
     """
     radial = (var1 - var2).square()
-    product = total.square() - radial
-    if bool((radial > product).any()):
+    spread = (2 * total - sqdist).mul(sqdist) - radial
+    if not _comparable(var1, var2):
         direct = 4 * (var1 * var2) - (total - sqdist).square()
-        spread = torch.where(radial > product, direct, (2 * total - sqdist) * sqdist - radial)
-    else:
-        spread = (2 * total - sqdist) * sqdist - radial
+        spread = torch.where(radial > 4 * (var1 * var2), direct, spread)
     return spread.clamp_min(0.0) * (scale**2 / 4) + (1 + scale * total)
+
+
+def _comparable(var1: Tensor, var2: Tensor) -> bool:
+    """Whether ``(v1 - v2)**2 <= 4 * v1 * v2`` for all pairs, from their ranges alone."""
+    if var1.numel() == 0 or var2.numel() == 0:
+        return True
+    lows, highs = zip(*(variance.detach().aminmax() for variance in (var1, var2)), strict=True)
+    return bool(max(highs) <= 5.8 * min(lows))
 
 
 def _arc(variance: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ class Hermite(Activation):
         1.0
     """
 
+    closed_form = False
+
     def __init__(
         self,
         fn: Callable[[Tensor], Tensor],

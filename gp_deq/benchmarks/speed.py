@@ -189,7 +189,7 @@ class SpeedConfig:
 
     n: int = 2000
     num_dims: int = 8
-    rounds: int = 9
+    rounds: int = 7
     sweep_rounds: int = 3
     warmup: int = 1
     sizes: tuple[int, ...] = (500, 1000, 2000, 4000)

@@ -164,9 +164,8 @@ def _pull_back(
     x1, x2, weight_variance, bias_variance = inputs
     side1, side2 = solver.side1, solver.side2
     only_first = not any(needed[1:])
-    to1, to2 = torch.zeros_like(x1), torch.zeros_like(x2)
-    sum1, sum2 = torch.zeros_like(side1.variance), torch.zeros_like(side2.variance)
-    variance1, variance2 = torch.zeros_like(side1.variance), torch.zeros_like(side2.variance)
+    to1, sum1, variance1 = _zeros(side1)
+    to2, sum2, variance2 = (to1, sum1, variance1) if only_first else _zeros(side2)
     weight = x1.new_zeros(x1.shape[0], 1, 1)
     for block in blocks(grad.shape[0], grad.shape[1], grad.shape[2], grad.device):
         along, down, across = block
@@ -196,6 +195,12 @@ def _pull_back(
         (weight + weight1 + weight2).sum_to_size(weight_variance.shape),
         bias.sum_to_size(bias_variance.shape),
     )
+
+
+def _zeros(side: Side) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums for the gradients by a side: products, their weights, and those by the variances."""
+    variance = torch.zeros_like(side.variance)
+    return torch.zeros_like(side.x), variance, variance.clone()
 
 
 class AngleSolver:
@@ -421,7 +426,8 @@ class DistanceSolver:
         self.widening = 1 / (1 - weight_variance * activation.lipschitz**2)
         points = (x1,) if symmetric else (x1, x2)
         injected = torch.cat([x.square().sum(-1, keepdim=True) for x in points], -2) + bias_variance
-        if weight_variance.shape[0] == 1 < x1.shape[0]:
+        shared = weight_variance.shape[0] == 1 < x1.shape[0]
+        if shared and not activation.closed_form:
             # batches of a model repeat its training inputs: solve for each variance once
             distinct, index = injected.unique(return_inverse=True)
             columns = self._solve_variances(distinct.reshape(1, -1, 1))
