@@ -12,7 +12,7 @@ require gradients and the inputs do not.
   matrix, resets the kernel's high-water mark of resident memory, runs the full step and reads the
   mark: the peak above what was resident before. It is what the operating system had to provide,
   including what libraries take on the side. The C library is told to return freed blocks above
-  1 MiB at once (``MALLOC_MMAP_THRESHOLD_``), so that fragments of a heap do not count. Where the
+  64 KiB at once (``MALLOC_MMAP_THRESHOLD_``), so that fragments of a heap do not count. Where the
   mark cannot be reset (other systems than Linux) the growth of ``ru_maxrss`` stands in for it.
 * **Acquisition.** A t-batch, ``256 x 1 x 10`` test points against ``256 x 100 x 10`` training
   points, forward and backward with respect to the test points.
@@ -370,16 +370,21 @@ def interleaved_times(
     times: dict[str, list[float]] = {name: [] for name in steps}
     order = list(steps)
     shuffle = random.Random(seed).shuffle
-    for i in range(warmup + rounds):
-        shuffle(order)
-        for name in order:
-            gc.collect()
-            start = time.perf_counter()
-            steps[name]()
-            elapsed = time.perf_counter() - start
-            if i >= warmup:
-                times[name].append(elapsed)
-            on_step(name)
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked at again
+    try:
+        for i in range(warmup + rounds):
+            shuffle(order)
+            for name in order:
+                gc.collect()
+                start = time.perf_counter()
+                steps[name]()
+                elapsed = time.perf_counter() - start
+                if i >= warmup:
+                    times[name].append(elapsed)
+                on_step(name)
+    finally:
+        gc.unfreeze()
     return times
 
 
@@ -514,7 +519,7 @@ def peak_memory(spec: KernelSpec, n: int, num_dims: int) -> float:
     code = "import sys; from gp_deq.benchmarks import speed; speed._memory_worker(sys.argv[1])"
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "MALLOC_MMAP_THRESHOLD_": str(2**20),
+        "MALLOC_MMAP_THRESHOLD_": str(2**16),
     }
     result = subprocess.run(
         [sys.executable, "-c", code, arguments], capture_output=True, text=True, env=environment
