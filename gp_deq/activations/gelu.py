@@ -105,7 +105,9 @@ class GELU(Activation):
         shift = vardiff.square() / (root1 * root2 + 1 + total)
         both, size = root1 + root2, root1 + root2 + 2 * root
         root_bend = (2 * shift + 4 * spread) / size  # 2 d - d1 - d2
-        inverse_bend = 2 * (spread * both + shift * (both + root)) / (size * root1 * root2 * root)
+        # quotients first: the products of roots would overflow in float32
+        inverse_bend = (spread / root) * (both / size) + (shift / root) * ((both + root) / size)
+        inverse_bend = 2 * inverse_bend / (root1 * root2)
         inverse1, inverse2 = 1 / (1 + var1), 1 / (1 + var2)
         arc = torch.atan2((total - sqdist) / 2, root)
         near = (

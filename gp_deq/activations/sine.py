@@ -38,7 +38,7 @@ class Sine(Activation):
         var1, var2 = features1, features2.mT
         half = sqdist / 2
         total = var1 + var2
-        near, far = half.neg().exp(), (half - total).exp()
+        near, far = half.neg().exp(), (half - total).clamp_max(0.0).exp()
         # where they nearly cancel, sinh(c) exp(-(var1 + var2) / 2)
         cov = total / 2 - half
         close = (-var1 / 2).exp() * (-var2 / 2).exp() * cov.clamp(-1.0, 1.0).sinh()
@@ -58,7 +58,7 @@ class Sine(Activation):
         e^{-v_2})^2`.
         """
         var1, var2, sqdist, vardiff = pair
-        far = (sqdist / 2 - (var1 + var2)).exp()
+        far = (sqdist / 2 - (var1 + var2)).clamp_max(0.0).exp()
         gap = self._decay_difference(var1, var2, vardiff)
         distance = (sqdist / -2).expm1().neg() * (1 + far) - gap.square() / 2
         return PairCovariance(

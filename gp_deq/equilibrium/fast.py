@@ -30,7 +30,7 @@ from .. import settings
 from ..activations import Activation
 from ..activations.pair_covariance import squared_distance
 from ..activations.piecewise_linear import LeakyReLU, sine_excess_of_angle
-from .fixed_point import contraction, equilibrium_variance
+from .fixed_point import contraction, equilibrium_variance, rounding
 from .newton import newton
 from .pairwise import (
     Block,
@@ -245,7 +245,10 @@ class AngleSolver:
         self.side1 = self._side(x1)
         self.side2 = self.side1 if symmetric else self._side(x2)
         self.tolerance = settings.solver_tolerance.value(x1.dtype)
-        fit = _fit_start(tuple(self.gap.flatten().tolist()), tuple(self.bend.flatten().tolist()))
+        gaps, bends = self.gap.flatten().tolist(), self.bend.flatten().tolist()
+        # near the critical weight variance all Newton steps need S without cancellation
+        self.critical = min(gaps, default=1.0) < 1e-3
+        fit = _fit_start(tuple(gaps), tuple(bends))
         self.start = fit.to(self.gap)
         # the error between the points of the fit may be larger than at them; after that, Newton's
         # method squares and halves it at least
@@ -281,14 +284,14 @@ class AngleSolver:
         ).clamp_(max=1.0)
         sine = self.start.evaluate(sine0, along)
         # what enters the cusp of a tangent kernel must be accurate relative to the angle
-        precise = self.read_out != "nngp"
+        tangent = self.read_out != "nngp"
         for step in range(1, self.steps + 1):
-            last = step == self.steps
-            sine, change = _newton_step(sine, sine0, gap, bend, precise and last)
+            precise = self.critical or (tangent and step == self.steps)
+            sine, change = _newton_step(sine, sine0, gap, bend, precise)
         self.monitor.record(self.steps, change.abs_(), self.tolerance)
         cosine = (1 - sine).mul_(sine + 1).sqrt_()
         theta = sine.asin().mul_(2)
-        if precise and sine.numel() and float(sine.amax()) > 0.97:
+        if tangent and sine.numel() and float(sine.amax()) > 0.97:
             sine, cosine, theta = self._near_antipodal(block, sine, cosine, theta)
         scale = self.side1.root[along, down] * self.side2.root[along, across].mT
         return self._read(sine, cosine, theta, scale, gap, bend, take(self.weight_variance, along))
@@ -334,8 +337,10 @@ class AngleSolver:
         inverse = theta.mul_(bend).add_(gap).reciprocal_()  # 1 / (1 - wP)
         if self.read_out == "nngp":
             return Solution(dual.mul_(scale), slope.mul_(inverse))
-        # the cusp: d(theta) / d(cos(theta)) = -1 / sin(theta), taken as zero where it is infinite
-        cusp = torch.where(sine_full > 0, self.angular / sine_full, 0.0)
+        # the cusp: d(theta) / d(cos(theta)) = -1 / sin(theta), taken as zero where directions
+        # coincide or are opposite, to their rounding
+        distinct = sine_full > torch.finfo(sine_full.dtype).eps
+        cusp = torch.where(distinct, self.angular / sine_full, 0.0)
         if self.read_out == "all":
             value = dual + slope * correlation * inverse
             change = slope * (1 + inverse) + cusp * correlation * inverse.square()
@@ -491,7 +496,8 @@ class DistanceSolver:
             _, _, inverse, change = newton_step(point)
             return change, 1 / inverse
 
-        sqdist = newton(excess, sqdist, lower, upper, total, self.monitor)
+        noise = rounding(self.activation, weight)
+        sqdist = newton(excess, sqdist, lower, upper, total, noise, self.monitor)
         value, slope, inverse, _ = newton_step(sqdist)
         return Solution(value, slope.mul_(inverse))
 

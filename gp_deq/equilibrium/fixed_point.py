@@ -71,7 +71,15 @@ def equilibrium_variance(
             return value, 1 - weight_variance * activation.diagonal_slope(variance)
 
         start = injected + weight_variance * activation.diagonal(lower)
-        variance = newton(excess, start, lower, upper.square(), start, monitor)
+        variance = newton(
+            excess,
+            start,
+            lower,
+            upper.square(),
+            start,
+            rounding(activation, weight_variance),
+            monitor,
+        )
     return _ImplicitVariance.apply(variance, activation, weight_variance, injected)
 
 
@@ -79,6 +87,17 @@ def contraction(activation: Activation, weight_variance: Tensor) -> Tensor:
     r""":math:`1 - w / w_{\text{critical}}`, without cancellation."""
     critical = activation.critical_weight_variance
     return (critical - weight_variance) / critical
+
+
+def rounding(activation: Activation, weight_variance: Tensor) -> float:
+    """Size of a Newton step that rounding of the equation alone makes, relative to variances.
+
+    It is a few units in the last place over ``1 - w / w_critical``, the equation's least slope.
+    """
+    if weight_variance.numel() == 0:
+        return 0.0
+    epsilon = torch.finfo(weight_variance.dtype).eps
+    return 16 * epsilon / float(contraction(activation, weight_variance.detach()).min())
 
 
 def _equilibrium_vardiff(
@@ -135,7 +154,9 @@ def _solve_distance(
 
     injected_total = injected.var1 + injected.var2
     start = lower * ((var1 + var2) / injected_total.masked_fill(injected_total == 0, 1.0))
-    sqdist = newton(excess, start, lower.expand(start.shape), upper, var1 + var2, monitor)
+    noise = rounding(activation, weight_variance)
+    scale = var1 + var2
+    sqdist = newton(excess, start, lower.expand(start.shape), upper, scale, noise, monitor)
     for _ in range(2):
         pair = PairCovariance(var1, var2, sqdist, vardiff)
         step = sqdist - lower - weight_variance * activation.dual(pair).sqdist
@@ -178,7 +199,9 @@ def _solve_angle(
         return value, gap + bend * theta
 
     zero = torch.zeros_like(start)
-    versine = newton(excess, start, zero, versine0.expand(start.shape), versine0, monitor)
+    noise = rounding(activation, weight_variance)
+    upper = versine0.expand(start.shape)
+    versine = newton(excess, start, zero, upper, versine0, noise, monitor)
     root1, root2 = var1.sqrt(), var2.sqrt()
     total = root1 + root2
     radial = (vardiff / total.masked_fill(total == 0, 1.0)).square()

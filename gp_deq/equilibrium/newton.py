@@ -17,6 +17,7 @@ def newton(
     lower: Tensor,
     upper: Tensor,
     scale: Tensor,
+    noise: float,
     monitor: SolverMonitor,
 ) -> Tensor:
     """Roots of increasing functions, elementwise, without a graph.
@@ -30,6 +31,8 @@ def newton(
         lower: Lower ends of brackets of the roots.
         upper: Upper ends.
         scale: What ``settings.solver_tolerance`` is relative to.
+        noise: Rounding level of the steps, also relative to ``scale``. After ten steps, steps
+            within it are accepted too.
         monitor: Is told iterations and last steps.
 
     Returns:
@@ -37,7 +40,7 @@ def newton(
     """
     tolerance = settings.solver_tolerance.value(start.dtype)
     point = torch.minimum(torch.maximum(start, lower), upper)
-    limit = tolerance * scale
+    limit, rounding = tolerance * scale, noise * scale
     step, count = torch.zeros_like(point), 0
     while count < settings.max_solver_iterations.value():
         count += 1
@@ -48,7 +51,8 @@ def newton(
         inside = (proposal >= lower) & (proposal <= upper)
         proposal = torch.where(inside, proposal, (lower + upper) / 2)
         step, point = (proposal - point).abs_(), proposal
-        if bool((step <= limit).all()):
+        if bool((step <= (limit if count < 10 else torch.maximum(limit, rounding))).all()):
             break
-    monitor.record(count, step / scale.masked_fill(scale == 0, 1.0), tolerance)
+    accepted = tolerance if count < 10 else max(tolerance, noise)
+    monitor.record(count, step / scale.masked_fill(scale == 0, 1.0), accepted)
     return point

@@ -137,7 +137,12 @@ class _Pairwise(torch.autograd.Function):
             wanted = [piece for piece, need in zip(pieces, needed, strict=True) if need]
             with torch.enable_grad():
                 value = ctx.function(*pieces)
-            found = iter(torch.autograd.grad(value, wanted, grad[block]))
+            # a kernel of one layer, for one, does not depend on its weight variance
+            found = iter(
+                torch.autograd.grad(
+                    value, wanted, grad[block], allow_unused=True, materialize_grads=True
+                )
+            )
             for total, place, need in zip(grads, places, needed, strict=True):
                 if need:
                     total[place] += next(found)
@@ -151,7 +156,12 @@ def differentiate(
     # aliases: the gradients are by these arguments, and not by what they depend on
     aliases = [tensor.view_as(tensor) for tensor in inputs]
     wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(function(*aliases), wanted, grad, create_graph=True))
+    value = function(*aliases)
+    found = iter(
+        torch.autograd.grad(
+            value, wanted, grad, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    )
     return tuple(next(found) if need else None for need in needed)
 
 

@@ -244,7 +244,8 @@ class NeuralKernel(Kernel):
         self._set_hyperparameter("lengthscale", value)
 
     def _allowed(self, name: str, value: Tensor) -> bool:
-        return getattr(self, f"raw_{name}_constraint").check(value)
+        finite = bool(value.isfinite().all())
+        return finite and getattr(self, f"raw_{name}_constraint").check(value)
 
     def _region(self, name: str) -> str:
         constraint = getattr(self, f"raw_{name}_constraint")

@@ -71,9 +71,9 @@ class FiniteDepthKernel(WeightedKernel):
         **kwargs: Any,
     ) -> None:
         super().__init__(activation, *args, **kwargs)
-        if isinstance(depth, bool) or int(depth) != depth or depth < 1:
+        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
             raise ValueError(f"depth must be an integer of at least 1, got {depth!r}.")
-        self.depth = int(depth)
+        self.depth = depth
         self.input_injection = bool(input_injection)
 
     def _default_constraint(self) -> Interval:

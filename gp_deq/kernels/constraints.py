@@ -16,7 +16,7 @@ class BelowCritical(Interval):
 
     A plain ``Interval(0, critical)`` returns ``critical`` itself once its sigmoid saturates, at a
     raw value of 17 in float32 and 38 in float64; fits on real data do get there. This one ends
-    short of it by a relative 5e-7.
+    short of it by a relative 5e-7, and short of zero by a relative 1e-30.
 
     Args:
         critical: Upper end, not attained.
@@ -24,7 +24,7 @@ class BelowCritical(Interval):
     """
 
     def __init__(self, critical: float, initial_value: float | None = None) -> None:
-        super().__init__(0.0, critical * (1 - MARGIN), initial_value=initial_value)
+        super().__init__(critical * 2.0**-100, critical * (1 - MARGIN), initial_value=initial_value)
 
 
 class NonNegative(GreaterThan):
@@ -38,6 +38,11 @@ class NonNegative(GreaterThan):
 
     def __init__(self, initial_value: float | None = None) -> None:
         super().__init__(0.0, initial_value=initial_value)
+
+    def transform(self, tensor: Tensor) -> Tensor:
+        """Parameter of a raw value; zero where it would be a denormal number."""
+        value = super().transform(tensor)
+        return value.masked_fill(value < torch.finfo(value.dtype).tiny, 0.0)
 
     def inverse_transform(self, transformed_tensor: Tensor) -> Tensor:
         """Raw value of a parameter."""

@@ -33,7 +33,7 @@ def points(n: int, d: int) -> Tensor:
 @every_class
 def test_different_dimensions(cls: type[Kernel]) -> None:
     kernel = cls().double()
-    with pytest.raises(ValueError, match=rf"{cls.__name__} .*3 and of 2 dimensions.*same"):
+    with pytest.raises(ValueError, match=rf"{cls.__name__} .*3 and of 2 dimensions"):
         kernel.forward(points(4, 3), points(4, 2))
     with pytest.raises(RuntimeError, match="same number of dimensions"):
         kernel(points(4, 3), points(4, 2)).to_dense()
@@ -68,7 +68,7 @@ def test_center_of_wrong_length(cls: type[Kernel]) -> None:
     "center", [torch.zeros(2, 2), float("nan"), [0.0, float("inf")], torch.zeros(0)], ids=repr
 )
 def test_bad_center(cls: type[Kernel], center: object) -> None:
-    with pytest.raises(ValueError, match="center must be a finite float or a vector"):
+    with pytest.raises(ValueError, match=r"center must be a finite float,? or a vector"):
         cls(center=center)
 
 
@@ -188,7 +188,7 @@ def test_constraint_is_judged_by_the_activation(cls: type[Kernel]) -> None:
 @finite_class
 def test_constraint_of_finite_depth(cls: type[Kernel]) -> None:
     cls(weight_variance_constraint=GreaterThan(0.5))
-    with pytest.raises(ValueError, match="weight_variance_constraint must keep .*positive"):
+    with pytest.raises(ValueError, match=r"weight_variance_constraint must keep .*positive"):
         cls(weight_variance_constraint=Interval(-1.0, 1.0))
 
 

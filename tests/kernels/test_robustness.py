@@ -128,7 +128,8 @@ def sweep(cls: type[Kernel], activation: str, dtype: torch.dtype, step: int, **o
     region = list(itertools.product(FRACTIONS, BIASES, SCALES))[::step]
     for fraction, bias, scale in region:
         kernel.weight_variance, kernel.bias_variance = fraction * critical, bias
-        matrix = evaluate(kernel, scale * special_points(dtype))
+        with settings.warn_not_converged(False):  # the report is collected below
+            matrix = evaluate(kernel, scale * special_points(dtype))
         report, where = kernel.solver_report, f"w {fraction}, bias {bias}, scale {scale}: "
         if not bool(matrix.isfinite().all()):
             failures.append(where + "not finite")
@@ -144,6 +145,8 @@ def sweep(cls: type[Kernel], activation: str, dtype: torch.dtype, step: int, **o
         tolerance = max(tolerance, min(4 * eps * scale**power, 4.0))
         if activation in SERIES and scale > 1:
             continue  # beyond the degree of the series, see Hermite.truncation_error
+        if cls in (NNGPKernel, NTKKernel) and fraction * scale < 1e-12 and bias == 0:
+            continue  # after some layers, products of variances underflow
         excess = violation(matrix)
         if not excess <= tolerance:
             failures.append(where + f"excess {excess:.1e}, tolerance {tolerance:.1e}")
@@ -189,6 +192,10 @@ def test_gradients_are_finite_over_the_region(
     kernel.lengthscale = 1.0
     critical = kernel.activation.critical_weight_variance
     for fraction, bias, scale in itertools.product((1e-8, 0.9999), (0.0, 1e-12, 1e6), SCALES):
+        # gelu is not bounded: variances of 1e20 at equilibrium, whose squares float32 cannot hold
+        overflow = dtype == torch.float32 and activation == "gelu" and fraction > 0.99
+        if overflow and scale >= 1e8:
+            continue
         kernel.weight_variance, kernel.bias_variance = fraction * critical, bias
         x = (scale * special_points(dtype)).requires_grad_()
         # as an objective that does not depend on the size of the kernel
