@@ -237,11 +237,12 @@ def _speed_table(records: Sequence["Record"]) -> "Table":
         return _grid(records, *grids[section], by_depth=section.endswith("depth"))
     titles = {
         "main": f"Forward and backward, n = {n}",
+        "kept-pages": f"The same where the heap keeps its pages, n = {n}",
         "batch": f"Acquisition: t-batch against {n} points, gradient for the test points",
     }
     table = Table(title=titles[section])
     table.add_column("kernel", no_wrap=True)
-    for name in ("median, ms", "quartiles, ms", "/ Matérn-5/2", "rounds"):
+    for name in ("ms", "quartiles", "/ Matérn-5/2", "rounds"):
         table.add_column(name, justify="right")
     for record in records:
         table.add_row(

@@ -19,6 +19,7 @@ require gradients and the inputs do not.
 """
 
 import csv
+import ctypes
 import gc
 import json
 import os
@@ -269,7 +270,7 @@ class SpeedConfig:
         each = self.sweep_rounds + self.warmup
         sweeps = (len(self.size_kernels) * len(self.sizes) + len(self.depth_kernels)) * each
         memory = sum(map(len, self.memory_jobs.values())) if self.memory else 0
-        return main + batch + sweeps + memory
+        return main + 1 + batch + sweeps + memory
 
 
 @dataclass(frozen=True)
@@ -277,8 +278,8 @@ class Record:
     """One measurement.
 
     Args:
-        section: ``"main"``, ``"batch"``, ``"time-n"``, ``"time-depth"``, ``"memory-n"``,
-            ``"memory-depth"`` or ``"memory-w"``.
+        section: ``"main"``, ``"kept-pages"``, ``"batch"``, ``"time-n"``, ``"time-depth"``,
+            ``"memory-n"``, ``"memory-depth"`` or ``"memory-w"``.
         kernel: Label of the kernel.
         n: Number of inputs (training points in ``"batch"``).
         depth: Depth of the kernel, if it has one.
@@ -348,12 +349,21 @@ def _training_step(kernel: ScaleKernel, inputs: _Inputs) -> None:
     (kernel(inputs.x).to_dense() * inputs.cotangent).sum().backward()
 
 
+def _give_back_memory() -> None:
+    """Return the free memory of the C library's heap to the system, with glibc."""
+    if platform.system() == "Linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def interleaved_times(
     steps: Mapping[str, Callable[[], object]],
     rounds: int,
     warmup: int = 1,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda name: None,
+    fresh_pages: bool = True,
 ) -> dict[str, list[float]]:
     """Time several functions in turns.
 
@@ -363,6 +373,7 @@ def interleaved_times(
         warmup: Rounds run before, untimed.
         seed: Of the order within each round.
         on_step: Called with the name after every call.
+        fresh_pages: Whether to give free memory back to the operating system before every call.
 
     Returns:
         For each name its wall times in seconds.
@@ -377,6 +388,8 @@ def interleaved_times(
             shuffle(order)
             for name in order:
                 gc.collect()
+                if fresh_pages:
+                    _give_back_memory()
                 start = time.perf_counter()
                 steps[name]()
                 elapsed = time.perf_counter() - start
@@ -413,6 +426,7 @@ def _time_training(
     config: SpeedConfig,
     rounds: int,
     on_step: Callable[[str], None],
+    fresh_pages: bool = True,
 ) -> list[Record]:
     inputs = _Inputs.draw(n, config.num_dims, config.seed)
     kernels = {spec.label: spec.build(config.num_dims) for spec in specs}
@@ -426,6 +440,7 @@ def _time_training(
         config.warmup,
         config.seed,
         lambda name: on_step(f"{name}, n = {n}"),
+        fresh_pages,
     )
     return _time_records(section, specs, times, n)
 
@@ -486,15 +501,41 @@ def _peak_above_start(function: Callable[[], object]) -> float:
         return _max_resident() - before
 
 
-def _memory_worker(arguments: str) -> None:
-    """Measure in this process, and print the peak; run by `peak_memory`."""
-    options = json.loads(arguments)
+def _in_process(function: str, arguments: object, environment: Mapping[str, str]) -> object:
+    """Call a function of this module in a fresh process.
+
+    Args:
+        function: Its name.
+        arguments: Its only argument, anything that JSON can carry.
+        environment: Variables for the process, the C library's settings among them.
+
+    Returns:
+        What the function returned, through JSON.
+    """
+    code = (
+        "import json, sys; from gp_deq.benchmarks import speed;"
+        "print(json.dumps(getattr(speed, sys.argv[1])(json.loads(sys.argv[2]))))"
+    )
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    result = subprocess.run(
+        [sys.executable, "-c", code, function, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"{function}({arguments}) failed in its process:\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _memory_worker(options: dict) -> float:
+    """Peak memory in this process; called by `peak_memory` in another."""
     kernel = KernelSpec(**options["spec"]).build(options["num_dims"])
     torch.set_num_threads(options["threads"])
     _training_step(kernel, _Inputs.draw(32, options["num_dims"], 0))
     kernel.zero_grad()
     inputs = _Inputs.draw(options["n"], options["num_dims"], 0)
-    print(_peak_above_start(lambda: _training_step(kernel, inputs)))
+    return _peak_above_start(lambda: _training_step(kernel, inputs))
 
 
 def peak_memory(spec: KernelSpec, n: int, num_dims: int) -> float:
@@ -508,25 +549,36 @@ def peak_memory(spec: KernelSpec, n: int, num_dims: int) -> float:
     Returns:
         The peak in MiB, above what inputs, cotangent and libraries take.
     """
-    arguments = json.dumps(
-        {
-            "spec": asdict(spec),
-            "n": n,
-            "num_dims": num_dims,
-            "threads": torch.get_num_threads(),
-        }
-    )
-    code = "import sys; from gp_deq.benchmarks import speed; speed._memory_worker(sys.argv[1])"
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "MALLOC_MMAP_THRESHOLD_": str(2**16),
+    options = {
+        "spec": asdict(spec),
+        "n": n,
+        "num_dims": num_dims,
+        "threads": torch.get_num_threads(),
     }
-    result = subprocess.run(
-        [sys.executable, "-c", code, arguments], capture_output=True, text=True, env=environment
+    peak = _in_process("_memory_worker", options, {"MALLOC_MMAP_THRESHOLD_": str(2**16)})
+    assert isinstance(peak, float)
+    return peak
+
+
+def _kept_pages_worker(options: dict) -> list[dict]:
+    """Times where the heap keeps its pages; called by `_time_kept_pages` in another process."""
+    torch.set_num_threads(options.pop("threads"))
+    options["batch"] = tuple(options["batch"])
+    config = SpeedConfig(**options)
+    specs = config.size_kernels
+    records = _time_training(
+        "kept-pages", specs, config.n, config, config.rounds, lambda name: None, fresh_pages=False
     )
-    if result.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {spec.label} failed:\n{result.stderr}")
-    return float(result.stdout.split()[-1])
+    return [asdict(record) for record in records]
+
+
+def _time_kept_pages(config: SpeedConfig, on_step: Callable[[str], None]) -> list[Record]:
+    options = asdict(config) | {"threads": torch.get_num_threads()}
+    settings = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+    rows = _in_process("_kept_pages_worker", options, settings)
+    assert isinstance(rows, list)
+    on_step("kept pages")
+    return [Record(**row) for row in rows]
 
 
 def _memory_records(
@@ -563,6 +615,7 @@ def run_speed(
     """
     config = config or SpeedConfig()
     yield _time_training("main", config.main_kernels, config.n, config, config.rounds, on_step)
+    yield _time_kept_pages(config, on_step)
     yield _time_batches(config, on_step)
     by_n = []
     for n in config.sizes:

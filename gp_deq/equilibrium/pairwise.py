@@ -94,7 +94,8 @@ def write(matrix: Tensor, block: Block, piece: Tensor, symmetric: bool) -> None:
     along, down, across = block
     if symmetric and down == across:
         # elementwise functions may round the two triangles differently
-        piece = piece.triu() + piece.triu(1).mT
+        upper = torch.ones(piece.shape[-2:], dtype=torch.bool, device=piece.device).triu_()
+        piece = torch.where(upper, piece, piece.mT)
     elif symmetric:
         matrix[along, across, down] = piece.mT
     matrix[block] = piece
