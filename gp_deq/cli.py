@@ -293,5 +293,5 @@ def _target_table(targets: Sequence["Target"]) -> "Table":
         table.add_column(name, justify="right")
     for target in targets:
         verdict = "[green]met" if target.met else "[red]missed"
-        table.add_row(target.what, f"{target.bound:.2f}", f"{target.measured:.2f}", verdict)
+        table.add_row(target.what, f"{target.bound:.2f}", f"{target.measured:.3f}", verdict)
     return table

@@ -468,6 +468,7 @@ def _time_batches(config: SpeedConfig, on_step: Callable[[str], None]) -> list[R
         config.warmup,
         config.seed,
         lambda name: on_step(f"{name}, t-batch"),
+        fresh_pages=False,  # small blocks, which an optimiser of acquisitions does find in the heap
     )
     return _time_records("batch", specs, times, n)
 
