@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ Block = tuple[slice, slice, slice]
 
 
 def pairwise(
-    function: PairFunction, x1: Tensor, x2: Tensor, *hyperparameters: Tensor, symmetric: bool
+    function: PairFunction, x1: Tensor, x2: Tensor | None, *hyperparameters: Tensor
 ) -> Tensor:
     """``function`` of all pairs, without keeping what it computes on the way.
 
@@ -28,35 +28,38 @@ def pairwise(
     Args:
         function: A differentiable function; see :data:`PairFunction`.
         x1: First inputs, ``... x n x d``.
-        x2: Second inputs, ``... x m x d``.
+        x2: Second inputs, ``... x m x d``; None for ``x1`` again, which makes the matrix symmetric:
+            then only half of the blocks are computed.
         *hyperparameters: ``... x 1 x 1``.
-        symmetric: Whether ``x1`` equals ``x2``; then only half of the blocks are computed.
 
     Returns:
         ``... x n x m``, the batch dimensions broadcast.
     """
-    batch, arguments = flatten_batches(x1, x2, *hyperparameters)
-    result = _Pairwise.apply(function, symmetric, *arguments)
+    batch, points, shared = flatten_batches((x1, x2), hyperparameters)
+    result = _Pairwise.apply(function, *points, *shared)
     return result.reshape(*batch, *result.shape[-2:])
 
 
 def flatten_batches(
-    x1: Tensor, x2: Tensor, *hyperparameters: Tensor
-) -> tuple[torch.Size, list[Tensor]]:
+    points: Sequence[Tensor | None], hyperparameters: Sequence[Tensor]
+) -> tuple[torch.Size, list[Tensor | None], list[Tensor]]:
     """Batch shape to which all broadcast, and the tensors with one batch dimension.
 
     Hyperparameters that all batches share keep a batch dimension of one.
     """
-    shapes = [tensor.shape[:-2] for tensor in (x1, x2, *hyperparameters)]
-    batch = torch.broadcast_shapes(*shapes)
+    present = [tensor for tensor in points if tensor is not None]
+    batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in (*present, *hyperparameters)))
     count = batch.numel()
 
     def flatten(tensor: Tensor) -> Tensor:
         return tensor.expand(*batch, *tensor.shape[-2:]).reshape(count, *tensor.shape[-2:])
 
-    shared = all(shape.numel() == 1 for shape in shapes[2:])
-    values = [value.reshape(1, 1, 1) if shared else flatten(value) for value in hyperparameters]
-    return batch, [flatten(x1), flatten(x2), *values]
+    shared = all(value.shape[:-2].numel() == 1 for value in hyperparameters)
+    return (
+        batch,
+        [tensor if tensor is None else flatten(tensor) for tensor in points],
+        [value.reshape(1, 1, 1) if shared else flatten(value) for value in hyperparameters],
+    )
 
 
 def take(tensor: Tensor, along: slice) -> Tensor:
@@ -104,70 +107,89 @@ def write(matrix: Tensor, block: Block, piece: Tensor, symmetric: bool) -> None:
 class _Pairwise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, function: PairFunction, symmetric: bool, x1: Tensor, x2: Tensor, *shared: Tensor
+        ctx: Any, function: PairFunction, x1: Tensor, x2: Tensor | None, *shared: Tensor
     ) -> Tensor:
         ctx.function = function
         ctx.save_for_backward(x1, x2, *shared)
-        batch, rows, columns = x1.shape[0], x1.shape[1], x2.shape[1]
+        batch, rows = x1.shape[:2]
+        columns = rows if x2 is None else x2.shape[1]
         result = x1.new_empty(batch, rows, columns)
-        if symmetric:
-            visits = upper_blocks(batch, rows, x1.device)
-        else:
-            visits = blocks(batch, rows, columns, x1.device)
-        for block in visits:
-            write(result, block, _evaluate(function, block, x1, x2, shared), symmetric)
+        for block in visits(x1, x2):
+            along, down, across = block
+            others = (x1 if x2 is None else x2)[along, across]
+            piece = function(x1[along, down], others, *(take(tensor, along) for tensor in shared))
+            write(result, block, piece, symmetric=x2 is None)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors
-        shared = inputs[2:]
-        needed = ctx.needs_input_grad[2:]
+        x1, x2, *shared = inputs = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            return None, None, *differentiate(ctx.function, inputs, needed, grad)
-        grads = [torch.zeros_like(tensor) for tensor in inputs]
-        for block in blocks(grad.shape[0], grad.shape[1], grad.shape[2], grad.device):
+            return None, *differentiate(ctx.function, inputs, needed, grad)
+        # of the same inputs, each block gives gradients by its rows and by its columns
+        sources = (x1, x1 if x2 is None else x2, *shared)
+        wants = (needed[0], needed[0] if x2 is None else needed[1], *needed[2:])
+        totals = [torch.zeros_like(tensor) for tensor in sources]
+        if x2 is None:
+            totals[1] = totals[0]
+        for block in visits(x1, x2):
             along, down, across = block
             whole = slice(None)
             places: list[tuple[slice, ...]] = [(along, down), (along, across)]
             places += [(whole if value.shape[0] == 1 else along,) for value in shared]
             pieces = [
-                tensor[place].detach().requires_grad_(need)
-                for tensor, place, need in zip(inputs, places, needed, strict=True)
+                tensor[place].detach().requires_grad_(want)
+                for tensor, place, want in zip(sources, places, wants, strict=True)
             ]
-            wanted = [piece for piece, need in zip(pieces, needed, strict=True) if need]
+            wanted = [piece for piece, want in zip(pieces, wants, strict=True) if want]
             with torch.enable_grad():
                 value = ctx.function(*pieces)
+            upstream = grad[block]
+            if x2 is None and down != across:
+                # the mirrored block, which is not visited
+                upstream = upstream + grad[along, across, down].mT
             # a kernel of one layer, for one, does not depend on its weight variance
             found = iter(
                 torch.autograd.grad(
-                    value, wanted, grad[block], allow_unused=True, materialize_grads=True
+                    value, wanted, upstream, allow_unused=True, materialize_grads=True
                 )
             )
-            for total, place, need in zip(grads, places, needed, strict=True):
-                if need:
+            for total, place, want in zip(totals, places, wants, strict=True):
+                if want:
                     total[place] += next(found)
-        return None, None, *(x if need else None for x, need in zip(grads, needed, strict=True))
+        if x2 is None:
+            needed = (needed[0], False, *needed[2:])
+        return None, *(x if need else None for x, need in zip(totals, needed, strict=True))
+
+
+def visits(x1: Tensor, x2: Tensor | None) -> Iterator[Block]:
+    """The blocks of pairs, of symmetric matrices only those on and above the diagonal."""
+    batch, rows = x1.shape[:2]
+    if x2 is None:
+        return upper_blocks(batch, rows, x1.device)
+    return blocks(batch, rows, x2.shape[1], x1.device)
 
 
 def differentiate(
-    function: PairFunction, inputs: tuple[Tensor, ...], needed: tuple[bool, ...], grad: Tensor
+    function: PairFunction,
+    inputs: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+    grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Differentiable gradients by those inputs that need one, None for the others."""
+    """Differentiable gradients by those inputs that need one, None for the others.
+
+    The second of the inputs may be None, for the first one again.
+    """
     # aliases: the gradients are by these arguments, and not by what they depend on
-    aliases = [tensor.view_as(tensor) for tensor in inputs]
-    wanted = [alias for alias, need in zip(aliases, needed, strict=True) if need]
-    value = function(*aliases)
+    aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+    wanted = [
+        alias for alias, need in zip(aliases, needed, strict=True) if alias is not None and need
+    ]
+    value = function(aliases[0], *(aliases[0] if x is None else x for x in aliases[1:]))
     found = iter(
         torch.autograd.grad(
             value, wanted, grad, create_graph=True, allow_unused=True, materialize_grads=True
         )
     )
     return tuple(next(found) if need else None for need in needed)
-
-
-def _evaluate(
-    function: PairFunction, block: Block, x1: Tensor, x2: Tensor, shared: tuple[Tensor, ...]
-) -> Tensor:
-    along, down, across = block
-    return function(x1[along, down], x2[along, across], *(take(tensor, along) for tensor in shared))

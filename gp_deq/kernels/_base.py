@@ -107,15 +107,15 @@ class NeuralKernel(Kernel):
                 "deprecated; sum or multiply kernels with different active_dims instead."
             )
         self._check_inputs(x1, x2, diag)
-        symmetric = not diag and (x1 is x2 or (x1.shape == x2.shape and torch.equal(x1, x2)))
         hyperparameters = [self._hyperparameter(name) for name in self._hyperparameters]
-        z1, z2 = self._scale(x1), self._scale(x2)
-        if diag:
+        z1 = self._scale(x1)
+        z2 = None if not diag and _same(x1, x2) else self._scale(x2)
+        if z2 is not None and diag:
             # each pair is a 1 x 1 matrix of its own
             z1, z2 = z1.unsqueeze(-2), z2.unsqueeze(-2)
             hyperparameters = [value.unsqueeze(-1) for value in hyperparameters]
         monitor = SolverMonitor()
-        value = self._evaluate(z1, z2, hyperparameters, symmetric, monitor)
+        value = self._evaluate(z1, z2, hyperparameters, monitor)
         self._report(monitor, value)
         return value.squeeze(-1).squeeze(-1) if diag else value
 
@@ -135,13 +135,12 @@ class NeuralKernel(Kernel):
     def _evaluate(
         self,
         z1: Tensor,
-        z2: Tensor,
+        z2: Tensor | None,
         hyperparameters: list[Tensor],
-        symmetric: bool,
         monitor: SolverMonitor,
     ) -> Tensor:
         function = self._pair_function(monitor)
-        return pairwise(function, z1, z2, *hyperparameters, symmetric=symmetric)
+        return pairwise(function, z1, z2, *hyperparameters)
 
     def _pair_function(self, monitor: SolverMonitor) -> PairFunction:
         def function(z1: Tensor, z2: Tensor, *hyperparameters: Tensor) -> Tensor:
@@ -268,6 +267,14 @@ class NeuralKernel(Kernel):
         changed = change(bare)
         changed.active_dims = self.active_dims.clone()
         return changed
+
+
+def _same(x1: Tensor, x2: Tensor) -> bool:
+    """Whether the inputs are equal, and their gradients need not be told apart."""
+    if x1 is x2:
+        return True
+    separate = torch.is_grad_enabled() and (x1.requires_grad or x2.requires_grad)
+    return not separate and x1.shape == x2.shape and torch.equal(x1, x2)
 
 
 def _get(module: NeuralKernel, name: str) -> Tensor:

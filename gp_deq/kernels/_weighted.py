@@ -14,7 +14,10 @@ from torch import Tensor
 from ..activations import Activation
 from ..activations.piecewise_linear import LeakyReLU
 from ..equilibrium import SolverMonitor
-from ..equilibrium.fast import AngleSolver, DistanceSolver, fast_equilibrium_matrix
+from ..equilibrium.angle import AngleSolver
+from ..equilibrium.distance import DistanceSolver
+from ..equilibrium.fast import fast_equilibrium_matrix
+from ..equilibrium.solution import BlockSolver
 from ._base import NeuralKernel
 from .constraints import BelowCritical
 
@@ -118,20 +121,19 @@ class EquilibriumKernel(WeightedKernel):
     def _evaluate(
         self,
         z1: Tensor,
-        z2: Tensor,
+        z2: Tensor | None,
         hyperparameters: list[Tensor],
-        symmetric: bool,
         monitor: SolverMonitor,
     ) -> Tensor:
-        make_solver: Callable[..., AngleSolver | DistanceSolver]
+        make_solver: Callable[..., BlockSolver]
         if isinstance(self.activation, LeakyReLU):
             make_solver = partial(AngleSolver, self.activation, self._angle_read_out)
         elif self._angle_read_out == "nngp":
             make_solver = partial(DistanceSolver, self.activation)
         else:
-            return super()._evaluate(z1, z2, hyperparameters, symmetric, monitor)
+            return super()._evaluate(z1, z2, hyperparameters, monitor)
         reference = self._pair_function(SolverMonitor())
         weight_variance, bias_variance = hyperparameters
         return fast_equilibrium_matrix(
-            make_solver, reference, z1, z2, weight_variance, bias_variance, symmetric, monitor
+            make_solver, reference, z1, z2, weight_variance, bias_variance, monitor
         )

@@ -147,7 +147,7 @@ def test_close_to_critical(cls: type[Kernel], activation: str) -> None:
     ) -> Tensor:
         z1, z2 = (x / (lengthscale * 2**0.5) for x in (x1, x2))
         values = [w + gap * shift, bias]
-        return kernel._evaluate(z1, z2, values, False, SolverMonitor()) / scale
+        return kernel._evaluate(z1, z2, values, SolverMonitor()) / scale
 
     arguments = [x1, x2, kernel.lengthscale.detach(), kernel.bias_variance.detach()]
     arguments.append(torch.zeros(1, 1, dtype=torch.float64))
@@ -189,10 +189,10 @@ def test_fast_path_and_reference(
     monitor = SolverMonitor()
     slow = pairwise(
         kernel._pair_function(monitor),
-        *(kernel._scale(x) for x in pair),
+        kernel._scale(x1),
+        None if symmetric else kernel._scale(x2),
         kernel.weight_variance,
         kernel.bias_variance,
-        symmetric=symmetric,
     )
     assert monitor.report().converged and kernel.solver_report.converged
     accuracy = 1e-13 / (1 - fraction)

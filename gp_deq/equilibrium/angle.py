@@ -1,0 +1,209 @@
+"""Equilibria of homogeneous activations, by angles."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import settings
+from ..activations.pair_covariance import squared_distance
+from ..activations.piecewise_linear import LeakyReLU, sine_excess_of_angle
+from .angle_fit import STEPS_AT_NODES, fit_angle, newton_step
+from .fixed_point import contraction
+from .pairwise import Block, take
+from .report import SolverMonitor
+from .solution import Gradients, Side, Slopes
+
+
+class AngleSolver:
+    r"""DEQ kernels of a homogeneous activation, by the angle of each pair.
+
+    With :math:`t = \sin(\theta/2)`, ``t0`` that of the injected input, and the constants of
+    :func:`equilibrium <gp_deq.equilibrium.equilibrium>`, one equation gives the angle:
+
+    .. math:: (1 - A)(t^2 - t_0^2) + \tfrac B2 S(\theta) = 0 .
+
+    Its derivative is :math:`2tD`, :math:`D = 1 - wP = 1 - A + B\theta`. Its solution is fitted once
+    for all pairs (:class:`~gp_deq.equilibrium.angle_fit.AngleFit`); close to the critical weight
+    variance, Newton steps refine it. Injected inputs scaled to length ``c/2`` have :math:`T = c
+    t_0` as their distance.
+
+    Args:
+        activation: Gives the constants.
+        read_out: ``"nngp"``, or what is trained in the NTK.
+        x1: Scaled inputs, ``b x n x d``.
+        x2: Scaled inputs, ``b x m x d``; None for ``x1``.
+        weight_variance: ``b x 1 x 1``.
+        bias_variance: ``b x 1 x 1``.
+        monitor: Collects the record of the solves.
+    """
+
+    def __init__(
+        self,
+        activation: LeakyReLU,
+        read_out: str,
+        x1: Tensor,
+        x2: Tensor | None,
+        weight_variance: Tensor,
+        bias_variance: Tensor,
+        monitor: SolverMonitor,
+    ) -> None:
+        self.read_out, self.monitor = read_out, monitor
+        self.linear, self.angular = activation.linear_part, activation.angular_part
+        self.weight_variance, self.bias_variance = weight_variance, bias_variance
+        self.gap = contraction(activation, weight_variance)
+        self.bend = weight_variance * self.angular
+        gaps, bends = self.gap.flatten().tolist(), self.bend.flatten().tolist()
+        self.tolerance = settings.solver_tolerance.value(x1.dtype)
+        epsilon = torch.finfo(x1.dtype).eps
+        self.fit = fit_angle(tuple(gaps), tuple(bends), epsilon, self.tolerance).to(x1)
+        # near the critical weight variance all Newton steps need S without cancellation
+        self.critical = min(gaps, default=1.0) < 1e-3
+        self.side1 = self._side(x1)
+        self.side2 = self.side1 if x2 is None else self._side(x2)
+
+    def _side(self, x: Tensor) -> Side:
+        """The features are the injected inputs, the bias as a coordinate, scaled."""
+        dims = x.shape[-1]
+        injected = x.square().sum(-1, keepdim=True) + self.bias_variance
+        variance = injected / self.gap
+        zero = injected == 0
+        # a zero input without bias points along a coordinate of its own
+        own = bool(zero.any())
+        inverse = self.fit.reach / 2 / injected.sqrt().masked_fill_(zero, 1.0)
+        unit = x.new_empty(*x.shape[:-1], dims + 1 + own)
+        torch.mul(x, inverse, out=unit[..., :dims])
+        torch.mul(self.bias_variance.sqrt(), inverse, out=unit[..., dims : dims + 1])
+        if own:
+            unit[..., dims + 1 :] = zero.to(x) * self.fit.reach / 2
+        slope = torch.full_like(variance, self.linear)
+        return Side(x, injected, variance, variance.sqrt(), unit, slope * variance, slope)
+
+    def solve(self, block: Block) -> tuple[Tensor, Slopes]:
+        """See :meth:`BlockSolver.solve`."""
+        along, down, across = block
+        gap, bend = take(self.gap, along), take(self.bend, along)
+        scaled = torch.cdist(
+            self.side1.features[along, down],
+            self.side2.features[along, across],
+            compute_mode="donot_use_mm_for_euclid_dist",
+        ).clamp_(max=1.0)
+        sine = self.fit.evaluate(scaled, along)
+        # what enters the cusp of a tangent kernel must be accurate relative to the angle
+        tangent = self.read_out != "nngp"
+        change = scaled.new_tensor(self.fit.error)
+        for step in range(1, self.fit.steps + 1):
+            sine0 = scaled / take(self.fit.reach, along)
+            precise = self.critical or (tangent and step == self.fit.steps)
+            sine, change = newton_step(sine, sine0, gap, bend, precise)
+        self.monitor.record(STEPS_AT_NODES + self.fit.steps, change.abs_(), self.tolerance)
+        cosine = (1 - sine).mul_(sine + 1).sqrt_()
+        theta = sine.asin().mul_(2)
+        if tangent and sine.numel() and float(sine.amax()) > 0.97:
+            sine, cosine, theta = self._near_antipodal(block, sine, cosine, theta)
+        scale = self.side1.root[along, down] * self.side2.root[along, across].mT
+        return self._read(sine, cosine, theta, scale, gap, bend, take(self.weight_variance, along))
+
+    def _near_antipodal(
+        self, block: Block, sine: Tensor, cosine: Tensor, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Half-angle sine, cosine and angle near :math:`\pi`, where the sine hardly varies.
+
+        From :math:`\cos^2\frac\theta2 = \cos^2\frac{\theta_0}2 + B S(\theta)/(2(1 - A))`, where
+        the first term is the squared distance from the mirrored input.
+        """
+        along, down, across = block
+        bend, gap = take(self.bend, along), take(self.gap, along)
+        mirrored = squared_distance(
+            self.side1.features[along, down], -self.side2.features[along, across]
+        )
+        mirrored.mul_(take(self.fit.reach, along) ** -2)
+        square = mirrored.addcmul_(sine_excess_of_angle(theta), bend / (2 * gap)).clamp_(0.0, 1.0)
+        near, root = sine > 0.97, square.sqrt()
+        return (
+            torch.where(near, (1 - square).sqrt_(), sine),
+            torch.where(near, root, cosine),
+            torch.where(near, math.pi - 2 * root.asin(), theta),
+        )
+
+    def _read(
+        self,
+        sine: Tensor,
+        cosine: Tensor,
+        theta: Tensor,
+        scale: Tensor,
+        gap: Tensor,
+        bend: Tensor,
+        weight: Tensor,
+    ) -> tuple[Tensor, Slopes]:
+        """Kernel and slopes as functions of ``t``."""
+        correlation = (sine * sine).mul_(-2).add_(1)
+        # S = 2 sin(theta/2) cos(theta/2) - theta cos(theta)
+        sine_full = cosine.mul_(sine).mul_(2)
+        excess = torch.addcmul(sine_full, theta, correlation, value=-1)
+        dual = (correlation * self.linear).add_(excess, alpha=self.angular)  # G / scale
+        slope = (theta * -self.angular).add_(self.linear)  # P
+        inverse = theta.mul_(bend).add_(gap).reciprocal_()  # 1 / (1 - wP)
+        if self.read_out == "nngp":
+            return dual.mul_(scale), Slopes(slope.mul_(inverse))
+        # the cusp: d(theta) / d(cos(theta)) = -1 / sin(theta), taken as zero where directions
+        # coincide or are opposite, to their rounding
+        distinct = sine_full > torch.finfo(sine_full.dtype).eps
+        cusp = torch.where(distinct, self.angular / sine_full, 0.0)
+        if self.read_out == "all":
+            value = dual + slope * correlation * inverse
+            change = slope * (1 + inverse) + cusp * correlation * inverse.square()
+            direct = correlation * (slope * inverse).square()
+        elif self.read_out == "hidden":
+            value = slope * correlation * inverse
+            change = slope * inverse + cusp * correlation * inverse.square()
+            direct = correlation * (slope * inverse).square()
+        elif self.read_out == "recurrent":
+            value = dual * inverse
+            change = slope * inverse + cusp * dual * weight * inverse.square()
+            direct = dual * slope * inverse.square()
+        else:
+            value = correlation * inverse
+            change = inverse + cusp * correlation * weight * inverse.square()
+            direct = correlation * slope * inverse.square()
+        kappa = change.mul_(inverse)
+        weight_slope = direct.add_(kappa * dual).mul_(scale)
+        return value * scale, Slopes(kappa, weight_slope)
+
+    def pull_back(
+        self,
+        block: Block,
+        upstream: Tensor,
+        weighted: Tensor,
+        value: Tensor,
+        slopes: Slopes,
+        only_first: bool,
+    ) -> Gradients:
+        """Sums of ``upstream * K``, from which :meth:`finish` makes the gradients by variances."""
+        product = upstream * value
+        by_row = product.sum(-1, keepdim=True)
+        if only_first:
+            return Gradients(by_row, by_row, by_row)
+        by_column = product.sum(-2).unsqueeze(-1)
+        if slopes.weight is None:
+            product.mul_(slopes.injected)
+        else:
+            torch.mul(upstream, slopes.weight, out=product)
+        return Gradients(by_row, by_column, product.sum((-2, -1), keepdim=True))
+
+    def finish(self, side: Side, total: Tensor, to: Tensor, weighted: Tensor) -> Tensor:
+        r"""Gradients by the variances: :math:`2 v_1 K_{v_1} = K - \kappa b_{12}`.
+
+        This is Euler's theorem: ``K`` is homogeneous of degree one in each injected input.
+        """
+        injected = (to * side.x).sum(-1, keepdim=True) + self.bias_variance * weighted
+        zero = side.variance == 0
+        slope = (total - injected) / (2 * side.variance).masked_fill_(zero, 1.0)
+        return slope.masked_fill_(zero, 0.0)
+
+    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """From the gradient by ``v = b / (1 - A)`` those by ``b`` and by the weight variance."""
+        to_injected = grad / self.gap
+        return to_injected, self.linear * (to_injected * side.variance).sum(-2, keepdim=True)

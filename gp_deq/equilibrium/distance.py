@@ -1,0 +1,157 @@
+"""Equilibria of any activation, by squared distances."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import settings
+from ..activations import Activation
+from ..activations.pair_covariance import squared_distance
+from .fixed_point import equilibrium_variance, rounding
+from .newton import newton
+from .pairwise import Block, take
+from .report import SolverMonitor
+from .solution import Gradients, Side, Slopes
+
+#: Newton steps without a bracket before the safeguarded iteration takes over.
+_PLAIN_STEPS = 8
+#: Accuracy to which the first of them need the expectations.
+_ACCURACIES = {1: 1e-3, 2: 1e-6}
+
+
+class DistanceSolver:
+    r"""DEQ-NNGP of any activation, in squared distances.
+
+    Newton's method solves :math:`m - m_b - w(g(v_1) + g(v_2) - 2 G(m)) = 0`, bracketed by
+    :math:`m_b` and :math:`m_b/(1 - w \operatorname{Lip}^2)`.
+
+    Args:
+        activation: Gives the expectations.
+        x1: Scaled inputs, ``b x n x d``.
+        x2: Scaled inputs, ``b x m x d``; None for ``x1``.
+        weight_variance: ``b x 1 x 1``.
+        bias_variance: ``b x 1 x 1``.
+        monitor: Collects the record of the solves.
+    """
+
+    def __init__(
+        self,
+        activation: Activation,
+        x1: Tensor,
+        x2: Tensor | None,
+        weight_variance: Tensor,
+        bias_variance: Tensor,
+        monitor: SolverMonitor,
+    ) -> None:
+        self.activation, self.monitor = activation, monitor
+        self.weight_variance, self.bias_variance = weight_variance, bias_variance
+        self.widening = 1 / (1 - weight_variance * activation.lipschitz**2)
+        points = (x1,) if x2 is None else (x1, x2)
+        injected = torch.cat([x.square().sum(-1, keepdim=True) for x in points], -2) + bias_variance
+        shared = weight_variance.shape[0] == 1 < x1.shape[0]
+        if shared and not activation.closed_form:
+            # batches of a model repeat its training inputs: solve for each variance once
+            distinct, index = injected.unique(return_inverse=True)
+            columns = self._solve_variances(distinct.reshape(1, -1, 1))
+            columns = [value[0, index.squeeze(-1)] for value in columns]
+        else:
+            columns = self._solve_variances(injected)
+        count = x1.shape[-2]
+        self.side1 = Side(x1, *(value[..., :count, :] for value in columns))
+        rest = (value[..., count:, :] for value in columns)
+        self.side2 = self.side1 if x2 is None else Side(x2, *rest)
+
+    def _solve_variances(self, injected: Tensor) -> list[Tensor]:
+        """The fields of a :class:`Side` after the first."""
+        activation = self.activation
+        variance = equilibrium_variance(activation, self.weight_variance, injected, self.monitor)
+        return [
+            injected,
+            variance,
+            variance.sqrt(),
+            activation.features(variance),
+            activation.diagonal(variance),
+            activation.diagonal_slope(variance),
+        ]
+
+    def solve(self, block: Block) -> tuple[Tensor, Slopes]:
+        """See :meth:`BlockSolver.solve`."""
+        along, down, across = block
+        weight = take(self.weight_variance, along)
+        side1, side2 = self.side1.take(along, down), self.side2.take(along, across)
+        lower = squared_distance(side1.x, side2.x)
+        widest = (side1.root + side2.root.mT).square_()
+        upper = torch.minimum(lower * take(self.widening, along), widest)
+        total = side1.variance + side2.variance.mT
+        constant = weight * (side1.diagonal + side2.diagonal.mT) + lower
+
+        def newton_step(
+            sqdist: Tensor, accuracy: float | None = None
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            value, slope = self.activation.expectations(
+                side1.features, side2.features, sqdist, accuracy
+            )
+            inverse = (slope * -weight).add_(1).reciprocal_()
+            change = (sqdist - constant).addcmul_(value, 2 * weight)
+            return value, slope, inverse, change
+
+        # the injected squared distance, scaled as the variances are
+        tiny = torch.finfo(total.dtype).tiny
+        injected = side1.injected + side2.injected.mT
+        sqdist = lower * (total / injected.clamp_min_(tiny))
+        tolerance = settings.solver_tolerance.value(lower.dtype)
+        limit = total * tolerance
+        for count in range(1, _PLAIN_STEPS + 1):
+            value, slope, inverse, change = newton_step(sqdist, _ACCURACIES.get(count))
+            updated = torch.minimum(torch.maximum(sqdist - change.mul_(inverse), lower), upper)
+            change, sqdist = sqdist - updated, updated
+            if count > 2 and bool((change.abs() <= limit).all()):
+                self.monitor.record(count, change.abs() / total.clamp_min(tiny), tolerance)
+                # the last step moved the covariance by half of its change
+                return value.addcmul_(slope, change, value=0.5), Slopes(slope.mul_(inverse))
+
+        def excess(point: Tensor) -> tuple[Tensor, Tensor]:
+            _, _, inverse, change = newton_step(point)
+            return change, 1 / inverse
+
+        noise = rounding(self.activation, weight)
+        sqdist = newton(excess, sqdist, lower, upper, total, noise, self.monitor)
+        value, slope, inverse, _ = newton_step(sqdist)
+        return value, Slopes(slope.mul_(inverse))
+
+    def pull_back(
+        self,
+        block: Block,
+        upstream: Tensor,
+        weighted: Tensor,
+        value: Tensor,
+        slopes: Slopes,
+        only_first: bool,
+    ) -> Gradients:
+        r"""Gradients by the variances, :math:`K_{v_1} = G_{v_1}/(1 - wP)`, and the weight variance.
+
+        The latter is :math:`\kappa K` at fixed variances.
+        """
+        along, down, across = block
+        weight = take(self.weight_variance, along)
+        side1, side2 = self.side1.take(along, down), self.side2.take(along, across)
+        cov = side1.x @ side2.x.mT + take(self.bias_variance, along)
+        cov.addcmul_(value, weight)
+        sqdist = cov.mul_(-2).add_(side1.variance + side2.variance.mT)
+        by_variance = self.activation.variance_slopes(side1.features, side2.features, sqdist)
+        adjoint = upstream + weight * weighted
+        by_row = (adjoint * by_variance[0]).sum(-1, keepdim=True)
+        if only_first:
+            return Gradients(by_row, by_row, by_row)
+        by_column = (adjoint * by_variance[1]).sum(-2).unsqueeze(-1)
+        return Gradients(by_row, by_column, (weighted * value).sum((-2, -1), True))
+
+    def finish(self, side: Side, total: Tensor, to: Tensor, weighted: Tensor) -> Tensor:
+        """Gradients by the variances: the sums as they are."""
+        return total
+
+    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """From the gradient by ``v = w g(v) + b`` those by ``b`` and by the weight variance."""
+        to_injected = grad / (1 - self.weight_variance * side.diagonal_slope)
+        return to_injected, (to_injected * side.diagonal).sum(-2, keepdim=True)
