@@ -83,6 +83,10 @@ class Activation(ABC):
     def diagonal_slope(self, variance: Tensor) -> Tensor:
         r""":math:`g'(v) = \operatorname{E}[\varphi'^2 + \varphi\varphi''](\sqrt v z)`."""
 
+    def diagonal_and_slope(self, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`diagonal` and :meth:`diagonal_slope`, for activations that find both at once."""
+        return self.diagonal(variance), self.diagonal_slope(variance)
+
     def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
         """``diagonal(var1) - diagonal(var2)``.
 

@@ -71,7 +71,9 @@ class Hermite(Activation):
     def features(self, variance: Tensor) -> Tensor:
         r"""Variance, square root of the variance, and the coefficients a, b (``... x n x f``)."""
         root = safe_sqrt(variance)
-        return torch.cat((variance, root, *self._coefficients(root)), -1)
+        columns = torch.cat((variance, root, *self._coefficients(root)), -1)
+        # a series reads one coefficient of all inputs at a time
+        return columns.mT.contiguous().mT
 
     def expectations(
         self,
@@ -141,11 +143,16 @@ class Hermite(Activation):
 
     def diagonal_slope(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_slope`; cut at the same degree."""
+        return self.diagonal_and_slope(variance)[1]
+
+    def diagonal_and_slope(self, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Activation.diagonal_and_slope`."""
         root = safe_sqrt(_column(variance))
         value, slope = self._coefficients(root)
         bend = 2 * (self._half_curvature(root, slope) * value).sum(-1, keepdim=True)
         total = slope[..., : self.degree].square().sum(-1, keepdim=True) + bend
-        return total.reshape(variance.shape)
+        square = value.square().sum(-1, keepdim=True)
+        return square.reshape(variance.shape), total.reshape(variance.shape)
 
     def truncation_error(self, variance: float) -> float:
         r"""Relative loss :math:`\sum_{k>K} a_k(q)^2 / \operatorname E\varphi(\sqrt q z)^2`.
@@ -173,7 +180,21 @@ class Hermite(Activation):
         return weights * slope[..., 1:] / (2 * root.masked_fill(root == 0, math.inf))
 
     def _coefficients(self, root: Tensor) -> tuple[Tensor, Tensor]:
-        """``a_0 ... a_K`` and ``b_0 ... b_(K+1)``, computed in double precision."""
+        """``a_0 ... a_K`` and ``b_0 ... b_(K+1)``, computed in double precision.
+
+        Of many variances they are interpolated: ``a_k / root`` and ``b_k`` are smooth functions of
+        the logarithm of ``root``.
+        """
+        if not (torch.is_grad_enabled() and root.requires_grad):
+            grid = _log_grid(root.double())
+            if grid is not None:
+                nodes, weights = grid
+                value, slope = self._quadrature(nodes)
+                value, slope = weights @ (value / nodes), weights @ slope
+                return (root * value).to(root.dtype), slope.to(root.dtype)
+        return self._quadrature(root)
+
+    def _quadrature(self, root: Tensor) -> tuple[Tensor, Tensor]:
         wide = root.double()
         nodes, table = _quadrature(self.degree + 2, _panels(wide), root.device)
         value, slope = _value_and_slope(self.fn, wide * nodes)
@@ -223,34 +244,80 @@ def _power_series(
     Even and odd terms apart, since many functions have few of one kind, each without the tail that
     falls below the accuracy, by default rounding.
     """
-    square = ratio * ratio
     bounds = _term_bounds(first, second)
-    negligible = (accuracy or torch.finfo(ratio.dtype).eps / 8) * float(bounds.sum())
-    even = _horner(first[..., ::2], second[..., ::2], square, bounds[::2], negligible)
-    odd = _horner(first[..., 1::2], second[..., 1::2], square, bounds[1::2], negligible)
+    negligible = (accuracy or torch.finfo(ratio.dtype).eps / 8) * sum(bounds)
+    square = ratio * ratio
+    even = _horner(first[..., ::2], second[..., ::2], square, _count(bounds[::2], negligible))
+    count = _count(bounds[1::2], negligible)
+    if count == 0:
+        return even
+    odd = _horner(first[..., 1::2], second[..., 1::2], square, count)
     return torch.addcmul(even, odd, ratio)
 
 
-def _horner(
-    first: Tensor, second: Tensor, ratio: Tensor, bounds: Tensor, negligible: float
-) -> Tensor:
-    tails = bounds.flip(-1).cumsum(-1).flip(-1)
-    count = int((tails > negligible).sum())
-    rows = first[..., :count].mT.contiguous().unsqueeze(-1)
-    columns = second[..., :count].mT.contiguous().unsqueeze(-2)
-    total = torch.zeros_like(ratio)
-    for k in range(count - 1, -1, -1):
-        total = (total * ratio).addcmul_(rows[..., k, :, :], columns[..., k, :, :])
+def _horner(first: Tensor, second: Tensor, ratio: Tensor, count: int) -> Tensor:
+    """The first terms of the series, at least one."""
+    count = max(count, 1)
+    rows = first[..., :count].mT.unsqueeze(-1).unbind(-3)
+    columns = second[..., :count].mT.unsqueeze(-2).unbind(-3)
+    total = rows[-1] * columns[-1]
+    graph = torch.is_grad_enabled() and any(x.requires_grad for x in (first, second, ratio))
+    for row, column in zip(rows[-2::-1], columns[-2::-1], strict=True):
+        total = total * ratio if graph else total.mul_(ratio)
+        total = total.addcmul_(row, column)
     return total
 
 
-def _term_bounds(first: Tensor, second: Tensor) -> Tensor:
+def _count(bounds: list[float], negligible: float) -> int:
+    """Number of terms whose rest is not negligible."""
+    rest = 0.0
+    for index in range(len(bounds), 0, -1):
+        rest += bounds[index - 1]
+        if rest > negligible:
+            return index
+    return 0
+
+
+def _term_bounds(first: Tensor, second: Tensor) -> list[float]:
     """Largest absolute term of each degree."""
     if first.numel() == 0 or second.numel() == 0:
-        return first.new_zeros(first.shape[-1])
-    largest = (x.detach().flatten(0, -2).aminmax(dim=0) for x in (first, second))
-    first_size, second_size = (torch.maximum(high, -low) for low, high in largest)
-    return first_size * second_size
+        return [0.0] * first.shape[-1]
+    largest = [x.detach().abs().mT.flatten(-1).amax(-1) for x in (first, second)]
+    largest = [x if x.dim() == 1 else x.flatten(0, -2).amax(0) for x in largest]
+    return (largest[0] * largest[1]).tolist()
+
+
+def _log_grid(root: Tensor) -> tuple[Tensor, Tensor] | None:
+    r"""Chebyshev nodes in ``log(root)``, and the weights that interpolate from them.
+
+    A Gaussian expectation of ``fn(root * z)`` is analytic in ``root`` for arguments up to
+    :math:`\pi/4`, that is, in a strip of its logarithm; the ellipse in that strip tells the number
+    of nodes that reach rounding. None where that is not less than half of the number of inputs.
+
+    Args:
+        root: ``... x n x 1``.
+
+    Returns:
+        Nodes ``m x 1``, and weights ``... x n x m``.
+    """
+    if root.numel() < 2 * 16:
+        return None
+    low, high = (float(x) for x in root.aminmax())
+    if not 0 < low < high < math.inf:
+        return None
+    middle, half = math.log(low * high) / 2, math.log(high / low) / 2
+    ellipse = math.asinh(math.pi / 4 / half)
+    count = math.ceil(40 / ellipse) + 4
+    if 2 * count > root.numel():
+        return None
+    index = torch.arange(count, dtype=torch.float64, device=root.device)
+    angles = (index + 0.5) * (math.pi / count)
+    # barycentric formula for Chebyshev nodes of the first kind
+    signs = angles.sin() * (1 - 2 * (index % 2))
+    gaps = (root.log() - middle) / half - angles.cos()
+    quotients = signs / gaps.masked_fill(gaps == 0, 1e-300)
+    weights = quotients / quotients.sum(-1, keepdim=True)
+    return (middle + half * angles.cos()).exp().unsqueeze(-1), weights
 
 
 def _panels(root: Tensor) -> int:

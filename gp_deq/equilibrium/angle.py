@@ -103,8 +103,9 @@ class AngleSolver:
         theta = sine.asin().mul_(2)
         if tangent and sine.numel() and float(sine.amax()) > 0.97:
             sine, cosine, theta = self._near_antipodal(block, sine, cosine, theta)
-        scale = self.side1.root[along, down] * self.side2.root[along, across].mT
-        return self._read(sine, cosine, theta, scale, gap, bend, take(self.weight_variance, along))
+        root1, root2 = self.side1.root[along, down], self.side2.root[along, across].mT
+        weight = take(self.weight_variance, along)
+        return self._read(sine, cosine, theta, root1, root2, gap, bend, weight)
 
     def _near_antipodal(
         self, block: Block, sine: Tensor, cosine: Tensor, theta: Tensor
@@ -133,21 +134,22 @@ class AngleSolver:
         sine: Tensor,
         cosine: Tensor,
         theta: Tensor,
-        scale: Tensor,
+        root1: Tensor,
+        root2: Tensor,
         gap: Tensor,
         bend: Tensor,
         weight: Tensor,
     ) -> tuple[Tensor, Slopes]:
         """Kernel and slopes as functions of ``t``."""
-        correlation = (sine * sine).mul_(-2).add_(1)
-        # S = 2 sin(theta/2) cos(theta/2) - theta cos(theta)
+        one = sine.new_ones(())
+        correlation = torch.addcmul(one, sine, sine, value=-2)
         sine_full = cosine.mul_(sine).mul_(2)
-        excess = torch.addcmul(sine_full, theta, correlation, value=-1)
-        dual = (correlation * self.linear).add_(excess, alpha=self.angular)  # G / scale
         slope = (theta * -self.angular).add_(self.linear)  # P
+        dual = (correlation * slope).add_(sine_full, alpha=self.angular)  # G / scale
         inverse = theta.mul_(bend).add_(gap).reciprocal_()  # 1 / (1 - wP)
         if self.read_out == "nngp":
-            return dual.mul_(scale), Slopes(slope.mul_(inverse))
+            return dual.mul_(root1).mul_(root2), Slopes(slope.mul_(inverse))
+        scale = root1 * root2
         # the cusp: d(theta) / d(cos(theta)) = -1 / sin(theta), taken as zero where directions
         # coincide or are opposite, to their rounding
         distinct = sine_full > torch.finfo(sine_full.dtype).eps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from .solution import Gradients, Side, Slopes
 _PLAIN_STEPS = 8
 #: Accuracy to which the first of them need the expectations.
 _ACCURACIES = {1: 1e-3, 2: 1e-6}
+#: Nodes of the polynomials from which they start, and steps to fit these.
+_START_NODES = 6
+_START_STEPS = 3
 
 
 class DistanceSolver:
@@ -61,6 +66,8 @@ class DistanceSolver:
         self.side1 = Side(x1, *(value[..., :count, :] for value in columns))
         rest = (value[..., count:, :] for value in columns)
         self.side2 = self.side1 if x2 is None else Side(x2, *rest)
+        self.start1 = self._fit_start(self.side1)
+        self.start2 = self.start1 if x2 is None else self._fit_start(self.side2)
 
     def _solve_variances(self, injected: Tensor) -> list[Tensor]:
         """The fields of a :class:`Side` after the first."""
@@ -71,9 +78,50 @@ class DistanceSolver:
             variance,
             variance.sqrt(),
             activation.features(variance),
-            activation.diagonal(variance),
-            activation.diagonal_slope(variance),
+            *activation.diagonal_and_slope(variance),
         ]
+
+    def _fit_start(self, side: Side) -> Tensor | None:
+        """Correlation at equilibrium of two inputs of equal variance, as a polynomial in theirs.
+
+        Returns:
+            Coefficients for each input, ``b x n x 1 x p``; None where expectations are cheap.
+        """
+        if self.activation.closed_form:
+            return None
+        nodes = torch.arange(0.5, _START_NODES, dtype=side.x.dtype, device=side.x.device)
+        nodes = (nodes * (math.pi / _START_NODES)).cos()
+        features, weight = side.features.unsqueeze(-2), self.weight_variance.unsqueeze(-1)
+        variance = side.variance.unsqueeze(-1).clamp_min(torch.finfo(side.x.dtype).tiny)
+        diagonal = side.diagonal.unsqueeze(-1)
+        same = features.expand(*features.shape[:-2], _START_NODES, -1)
+        lower = 2 * side.injected.unsqueeze(-1) * (1 - nodes)
+        sqdist = 2 * variance * (1 - nodes)
+        for _ in range(_START_STEPS):
+            value, slope = self.activation.expectations(features, same, sqdist, 1e-4)
+            change = sqdist - lower - 2 * weight * (diagonal - value)
+            sqdist = (sqdist - change / (1 - weight * slope)).clamp_min(0.0)
+        powers = nodes ** torch.arange(_START_NODES, device=nodes.device).unsqueeze(-1)
+        return (1 - sqdist / (2 * variance)) @ torch.linalg.inv(powers)
+
+    def _start(self, block: Block, lower: Tensor, total: Tensor) -> Tensor:
+        """Squared distances from which Newton's method starts."""
+        along, down, across = block
+        side1, side2 = self.side1.take(along, down), self.side2.take(along, across)
+        tiny = torch.finfo(total.dtype).tiny
+        injected = (side1.injected + side2.injected.mT).clamp_min_(tiny)
+        if self.start1 is None or self.start2 is None:
+            # the injected squared distance, scaled as the variances are
+            return lower * (total / injected)
+        scale = (side1.injected.sqrt() * side2.injected.sqrt().mT).clamp_min_(tiny)
+        correlation = (injected - lower).div_(scale).mul_(0.5)
+        rows = self.start1[along, down].unbind(-1)
+        columns = self.start2[along, across].transpose(-2, -3).unbind(-1)
+        result = torch.zeros_like(lower)
+        for row, column in zip(reversed(rows), reversed(columns), strict=True):
+            result.mul_(correlation).add_(row).add_(column)
+        # the mean of both polynomials, times twice the product of the roots
+        return total - result * (side1.root * side2.root.mT)
 
     def solve(self, block: Block) -> tuple[Tensor, Slopes]:
         """See :meth:`BlockSolver.solve`."""
@@ -96,10 +144,8 @@ class DistanceSolver:
             change = (sqdist - constant).addcmul_(value, 2 * weight)
             return value, slope, inverse, change
 
-        # the injected squared distance, scaled as the variances are
+        sqdist = torch.minimum(torch.maximum(self._start(block, lower, total), lower), upper)
         tiny = torch.finfo(total.dtype).tiny
-        injected = side1.injected + side2.injected.mT
-        sqdist = lower * (total / injected.clamp_min_(tiny))
         tolerance = settings.solver_tolerance.value(lower.dtype)
         limit = total * tolerance
         for count in range(1, _PLAIN_STEPS + 1):

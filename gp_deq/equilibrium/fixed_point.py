@@ -67,8 +67,8 @@ def equilibrium_variance(
         lower = injected.expand(upper.shape)
 
         def excess(variance: Tensor) -> tuple[Tensor, Tensor]:
-            value = variance - weight_variance * activation.diagonal(variance) - injected
-            return value, 1 - weight_variance * activation.diagonal_slope(variance)
+            value, slope = activation.diagonal_and_slope(variance)
+            return variance - weight_variance * value - injected, 1 - weight_variance * slope
 
         start = injected + weight_variance * activation.diagonal(lower)
         variance = newton(
