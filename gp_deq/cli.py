@@ -88,6 +88,9 @@ def build_app() -> "typer.Typer":
             bool, typer.Option("--quick", help="Tiny sizes, to see that it runs.")
         ] = False,
         memory: Annotated[bool, typer.Option(help="Measure memory too.")] = True,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Keep the sections that are in the CSV file.")
+        ] = False,
     ) -> None:
         """Time and memory of the kernels beside Matern-5/2, RBF and InfiniteWidthBNNKernel."""
         with _naming_the_extra():
@@ -98,6 +101,7 @@ def build_app() -> "typer.Typer":
                 check_targets,
                 conditions,
                 draw,
+                read_csv,
                 run_speed,
                 write_csv,
             )
@@ -109,7 +113,8 @@ def build_app() -> "typer.Typer":
             console.print(conditions(), highlight=False)
             with _progress(console, config.num_steps) as advance:
                 records = []
-                for section in run_speed(config, advance):
+                finished = read_csv(csv) if resume else []
+                for section in run_speed(config, advance, finished):
                     console.print(_speed_table(section))
                     records += section
                     write_csv(records, csv)

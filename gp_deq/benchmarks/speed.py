@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,7 @@ __all__ = [
     "infinite_width_bnn",
     "interleaved_times",
     "peak_memory",
+    "read_csv",
     "run_speed",
     "write_csv",
 ]
@@ -165,7 +167,7 @@ def _nngp(depth: int) -> KernelSpec:
 
 
 _DEQ_NTK = KernelSpec("DEQ-NTK", "relu")
-_ACTIVATIONS = ("relu", "erf", "gelu", "sin", "tanh", "sigmoid", "silu")
+_ACTIVATIONS = ("relu", "erf", "gelu", "sin", "tanh", "sigmoid", "silu", "softplus", "elu")
 
 
 @dataclass(frozen=True)
@@ -566,7 +568,7 @@ def _kept_pages_worker(options: dict) -> list[dict]:
     torch.set_num_threads(options.pop("threads"))
     options["batch"] = tuple(options["batch"])
     config = SpeedConfig(**options)
-    specs = config.size_kernels
+    specs = config.main_kernels
     records = _time_training(
         "kept-pages", specs, config.n, config, config.rounds, lambda name: None, fresh_pages=False
     )
@@ -603,38 +605,45 @@ def _memory_records(
 
 
 def run_speed(
-    config: SpeedConfig | None = None, on_step: Callable[[str], None] = lambda description: None
+    config: SpeedConfig | None = None,
+    on_step: Callable[[str], None] = lambda description: None,
+    finished: Sequence[Record] = (),
 ) -> Iterator[list[Record]]:
     """Run the benchmark section by section.
 
     Args:
         config: Sizes; the full ones if None.
-        on_step: Called ``config.num_steps`` times, with what has just been measured.
+        on_step: Called with what has just been measured, ``config.num_steps`` times if nothing is
+            finished.
+        finished: Measurements of an earlier run of the same sizes, whose sections are not repeated.
 
     Yields:
         The measurements of one section.
     """
     config = config or SpeedConfig()
-    yield _time_training("main", config.main_kernels, config.n, config, config.rounds, on_step)
-    yield _time_kept_pages(config, on_step)
-    yield _time_batches(config, on_step)
-    by_n = []
-    for n in config.sizes:
-        by_n += _time_training(
-            "time-n", config.size_kernels, n, config, config.sweep_rounds, on_step
-        )
-    yield by_n
-    yield _time_training(
-        "time-depth",
-        config.depth_kernels,
-        config.depth_n,
-        config,
-        config.sweep_rounds,
-        on_step,
-    )
+
+    def training(section: str, specs: list[KernelSpec], n: int, rounds: int) -> list[Record]:
+        return _time_training(section, specs, n, config, rounds, on_step)
+
+    sections: dict[str, Callable[[], list[Record]]] = {
+        "main": lambda: training("main", config.main_kernels, config.n, config.rounds),
+        "kept-pages": lambda: _time_kept_pages(config, on_step),
+        "batch": lambda: _time_batches(config, on_step),
+        "time-n": lambda: [
+            record
+            for n in config.sizes
+            for record in training("time-n", config.size_kernels, n, config.sweep_rounds)
+        ],
+        "time-depth": lambda: training(
+            "time-depth", config.depth_kernels, config.depth_n, config.sweep_rounds
+        ),
+    }
     if config.memory:
         for section in ("memory-n", "memory-depth", "memory-w"):
-            yield _memory_records(section, config, on_step)
+            sections[section] = partial(_memory_records, section, config, on_step)
+    for section, measure in sections.items():
+        found = [record for record in finished if record.section == section]
+        yield found or measure()
 
 
 def check_targets(records: Sequence[Record], n: int) -> list[Target]:
@@ -648,21 +657,19 @@ def check_targets(records: Sequence[Record], n: int) -> list[Target]:
         Every target whose measurements are there.
     """
     found = {(r.section, r.kernel, r.n): r for r in records}
-    main = {r.kernel: r for r in records if r.section == "main"}
     batch = {r.kernel: r for r in records if r.section == "batch"}
     relu, bnn = _deq("relu").label, infinite_width_bnn(3).label
     targets = []
-
-    def time(label: str, bound: float) -> None:
-        targets.append(Target(f"{label}: time / Matérn-5/2", bound, main[label].ratio))
-
-    time(relu, 1.0)
-    time(_deq("relu", 1.98).label, 1.1)
-    targets.append(Target(f"{relu}: time / {bnn}", 0.3, main[relu].value / main[bnn].value))
-    time(_DEQ_NTK.label, 2.0)
-    time(_deq("erf").label, 2.5)
-    for activation in ("tanh", "sigmoid", "silu"):
-        time(_deq(activation).label, 6.0)
+    bounds = {relu: 1.0, _deq("relu", 1.98).label: 1.1, _DEQ_NTK.label: 2.0, _deq("erf").label: 2.5}
+    bounds |= {_deq(name).label: 6.0 for name in ("tanh", "sigmoid", "silu", "softplus", "elu")}
+    for pages in ("main", "kept-pages"):
+        there = {r.kernel: r for r in records if r.section == pages}
+        where = {"main": "fresh pages", "kept-pages": "kept pages"}[pages]
+        for label, bound in bounds.items():
+            what = f"{label}: time / Matérn-5/2, {where}"
+            targets.append(Target(what, bound, there[label].ratio))
+        quotient = there[relu].value / there[bnn].value
+        targets.append(Target(f"{relu}: time / {bnn}, {where}", 0.3, quotient))
     for activation, bound in (("relu", 2.0), ("erf", 3.0)):
         label = _deq(activation).label
         targets.append(Target(f"{label}: t-batch time / Matérn-5/2", bound, batch[label].ratio))
@@ -711,8 +718,38 @@ def write_csv(records: Sequence[Record], path: str | os.PathLike[str]) -> None:
         writer.writerows(asdict(record) for record in records)
 
 
+def read_csv(path: str | os.PathLike[str]) -> list[Record]:
+    """The measurements in a file of `write_csv`.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        The measurements; none if there is no file.
+
+    Raises:
+        ValueError: the file is of another origin.
+    """
+    types: dict[str, Callable[[str], object]] = {
+        **dict.fromkeys(("section", "kernel", "unit"), str),
+        **dict.fromkeys(("n", "rounds"), int),
+        "depth": lambda text: int(text) if text else None,
+    }
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        parsed = [{k: types.get(k, float)(v) for k, v in row.items()} for row in rows]
+        return [Record(**row) for row in parsed]  # type: ignore[arg-type]
+    except FileNotFoundError:
+        return []
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of this benchmark.") from error
+
+
 def draw(records: Sequence[Record], targets: Sequence[Target]) -> "Figure":
     """The figure: ratios with their targets, and times and memory against n and depth.
+
+    The ratios are those where the heap keeps its pages, which are the less favourable ones.
 
     Args:
         records: Of `run_speed`.
@@ -725,9 +762,9 @@ def draw(records: Sequence[Record], targets: Sequence[Target]) -> "Figure":
 
     bounds = {target.what: target.bound for target in targets}
     bars = [
-        Bar(r.kernel, r.ratio, bounds.get(f"{r.kernel}: time / Matérn-5/2"))
+        Bar(r.kernel, r.ratio, bounds.get(f"{r.kernel}: time / Matérn-5/2, kept pages"))
         for r in records
-        if r.section == "main"
+        if r.section == "kept-pages"
     ]
     lines: dict[tuple[str, str], list[Series]] = {}
     for quantity, unit, title in (("time", "s", "time"), ("memory", "MiB", "peak memory")):
