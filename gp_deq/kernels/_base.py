@@ -122,7 +122,11 @@ class NeuralKernel(Kernel):
         z1, z2 = self._scale(x1), self._scale(x2)
         if not diag:
             return z1, z2, hyperparameters
-        return z1.unsqueeze(-2), z2.unsqueeze(-2), [value.unsqueeze(-1) for value in hyperparameters]
+        return (
+            z1.unsqueeze(-2),
+            z2.unsqueeze(-2),
+            [value.unsqueeze(-1) for value in hyperparameters],
+        )
 
     @abstractmethod
     def _read_out(
