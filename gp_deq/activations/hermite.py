@@ -157,11 +157,16 @@ class Hermite(Activation):
         return ((var1 + var2 - sqdist) / scale.masked_fill(scale == 0, 1.0)).clamp(-1.0, 1.0)
 
     def half_curvature(self, root: Tensor, slope: Tensor) -> Tensor:
+        """Coefficients of half the second derivative, zero at a zero variance."""
         weights = torch.arange(1, self.degree + 2, dtype=slope.dtype, device=slope.device).sqrt()
         return weights * slope[..., 1:] / (2 * root.masked_fill(root == 0, math.inf))
 
     def coefficients(self, root: Tensor) -> tuple[Tensor, Tensor]:
-        """``a_0 ... a_K`` and ``b_0 ... b_(K+1)``, computed in double precision."""
+        """``a_0 ... a_K`` and ``b_0 ... b_(K+1)``, computed in double precision.
+
+        Args:
+            root: Square root of the variance, ``... x n x 1``.
+        """
         wide = root.double()
         nodes, table = _quadrature(self.degree + 2, _panels(wide), root.device)
         value, slope = value_and_slope(self.fn, wide * nodes)
@@ -226,8 +231,8 @@ def series_dual(value1: Tensor, value2: Tensor, versine: Tensor) -> PairCovarian
 
 
 def count_terms(first: Tensor, second: Tensor) -> int:
-    """Number of leading terms of a series beyond which all together are below rounding."""
-    bounds = _term_bounds(first, second)
+    """Number of leading terms beyond which all together are below rounding, in variances too."""
+    bounds = torch.maximum(_term_bounds(first, first), _term_bounds(second, second))
     tails = bounds.flip(-1).cumsum(-1).flip(-1)
     return max(1, int((tails > torch.finfo(bounds.dtype).eps / 8 * bounds.sum()).sum()))
 

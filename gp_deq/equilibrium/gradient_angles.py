@@ -111,8 +111,8 @@ def settle_angles(
 
     Its slope :math:`(A + B\theta)\sin\theta - (1 - m)/\pi` changes sign twice at most, from minus
     to plus to minus, and :math:`f(0) \le 0 < f(\pi)`: there is exactly one root in :math:`(0,
-    \pi]`, and it is the stable fixed point. At :math:`m = 0`, where inputs coincide or are parallel,
-    zero is another root, which repels. The root returned is a smooth function of :math:`m`.
+    \pi]`, and it is the stable fixed point. At :math:`m = 0`, where inputs coincide or are
+    parallel, zero is another root, which repels. The root returned is smooth in :math:`m`.
 
     Args:
         features: :data:`RECTIFIED` or :data:`LINEAR`.

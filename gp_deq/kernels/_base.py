@@ -196,8 +196,8 @@ class NeuralKernel(Kernel):
         names = [*self._hyperparameters, "lengthscale"]
         ranges = ", ".join(f"{name} {_range(getattr(self, name))}" for name in names)
         warnings.warn(
-            f"{type(self).__name__} ({self._nonlinearity!r}) did not converge in {report.iterations} "
-            f"iterations: relative step {report.residual:.1e}, tolerance "
+            f"{type(self).__name__} ({self._nonlinearity!r}) did not converge in "
+            f"{report.iterations} iterations: relative step {report.residual:.1e}, tolerance "
             f"{settings.solver_tolerance.value(value.dtype):.1e}, at {ranges}. Raise "
             "gp_deq.settings.max_solver_iterations or scale the inputs.",
             ConvergenceWarning,
