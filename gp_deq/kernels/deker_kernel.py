@@ -220,6 +220,9 @@ class DEKerKernel(NeuralKernel):
         z1, z2, values = super()._arguments(x1, x2, diag)
         if isinstance(self.features, str):
             return z1, z2, values
+        # with all batch dimensions, without which GPyTorch may take a diagonal for a matrix
+        batch = torch.broadcast_shapes(self.features.batch_shape, x1.shape[:-2], x2.shape[:-2])
+        x1, x2 = (x.expand(*batch, *x.shape[-2:]) for x in (x1, x2))
         variances = [self.features(x, diag=True) for x in (x1, x2)]
         if diag:
             cov = self.features(x1, x2, diag=True)
