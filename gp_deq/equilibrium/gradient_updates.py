@@ -152,7 +152,8 @@ class _PairEquation:
         self.pairs = tuple(zip(first[1:], second[1:], strict=True))
 
     def __call__(self, cov: Tensor) -> tuple[Tensor, Tensor]:
-        correlation = (cov / self.scale.masked_fill(self.scale == 0, 1.0)).clamp(-1.0, 1.0)
+        # not clamped: it exceeds one by rounding alone, where a derivative must not be lost
+        correlation = cov / self.scale.masked_fill(self.scale == 0, 1.0)
         rho, rho_slope, residual, residual_slope = (
             power_series(one, other, correlation) for one, other in self.pairs
         )
@@ -208,7 +209,9 @@ def _settle_variance(
             dtype=features.dtype,
             device=features.device,
         )
-        start = upper = -equation(zero, *given)[0]
+        # a jumping rho may vanish at zero and nowhere near it
+        start = torch.maximum(-equation(zero, *given)[0], (features + mean.square()) / inertia)
+        upper = start
         for _ in range(100):
             below = equation(upper, *given)[0] < 0
             if not bool(below.any()):
