@@ -176,9 +176,9 @@ class _Series(NamedTuple):
         root = safe_sqrt(variance)
         rho, rho_slope = link.rho.coefficients(root)
         sigma, sigma_slope = link.sigma.coefficients(root)
-        # the derivative of the last coefficient is not that of the series
-        slopes = (rho_slope[..., : link.rho.degree], sigma_slope[..., : link.sigma.degree])
-        return cls(root, rho, slopes[0], mean * rho - sigma, mean * slopes[0] - slopes[1])
+        rho_slope = link.rho_slopes(root, rho, rho_slope)
+        sigma_slope = sigma_slope[..., : link.sigma.degree]
+        return cls(root, rho, rho_slope, mean * rho - sigma, mean * rho_slope - sigma_slope)
 
 
 def _settle_variance(

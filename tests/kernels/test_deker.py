@@ -184,9 +184,7 @@ def test_values(link: str, step_size: float, steps: int | None) -> None:
         regularization = factor * probe.critical_regularization
         kernel = make(link, features, regularization, 0.7, num_steps=steps, step_size=step_size)
         got = dense(kernel, x)
-        variances = dense(
-            make(link, features, regularization, 0.7, num_steps=steps, step_size=step_size), x
-        ).diagonal()
+        variances = got.diagonal()
         tolerance = 1e-12
         if link == "identity" and steps is None:
             tolerance = max(tolerance, 16 * 2.0**-52 / (1 - factor**-2))
@@ -195,6 +193,22 @@ def test_values(link: str, step_size: float, steps: int | None) -> None:
             error = abs(mp.mpf(got[i, j].item()) - expected)
             bound = tolerance * math.sqrt(variances[i] * variances[j])
             assert error <= bound, (factor, features, i, j, float(error / bound))
+
+
+@both_features
+@pytest.mark.parametrize("steps", [1, 5, None])
+def test_values_in_single_precision(features: str, steps: int | None) -> None:
+    """The inputs are those of float32; rounding the scaled ones changes an angle of .03 by 2e-6."""
+    x = torch.tensor([BASE, NEAR[1], *OTHERS], dtype=torch.float32)
+    for factor in (1 + 1e-5, 1.3, 100.0):
+        regularization = factor * DEKerKernel().critical_regularization
+        kernel = make("relu", features, regularization, dtype=torch.float32, num_steps=steps)
+        got = dense(kernel, x)
+        variances = got.diagonal().double()
+        for i, j in itertools.combinations_with_replacement(range(len(x)), 2):
+            expected = exact(kernel, x[i].tolist(), x[j].tolist())
+            bound = 4e-6 * math.sqrt(variances[i] * variances[j])
+            assert abs(got[i, j].item() - expected) <= bound
 
 
 @pytest.mark.parametrize(
@@ -389,15 +403,15 @@ def heaviside(eta: Tensor) -> Tensor:
 def test_a_link_that_jumps() -> None:
     """The rectified link by its series: coincidence repels, and the root below it is found.
 
-    The coefficients of the jump fall like k**-3/4, so that the series cut at degree 128 has lost
-    1/(pi sqrt(2 pi 128)), a percent, of E rho rho where inputs coincide.
+    The squared coefficients of the jump fall like k**-3/2, so that the series cut at degree 128 has
+    lost 2.2 percent of E rho rho where inputs coincide.
     """
     link = ExponentialFamilyLink(torch.relu, heaviside, critical_regularization=0.5**0.5)
     x = points(4, 2)
     limit, sgd = make(link, "linear", 1.0), make(link, "linear", 1.0, coincident="sgd")
     nugget, diagonal = limit.nugget(x).detach(), dense(limit, x).diagonal()
     assert limit.solver_report.converged
-    assert ((diagonal / (diagonal + nugget) - 0.8347).abs() < 0.01).all()
+    assert ((diagonal / (diagonal + nugget) - 0.8347).abs() < 0.05).all()
     close(dense(sgd, x), dense(limit, x) + nugget.diag())
     close(dense(limit, x, x + 1e-9).diagonal(), diagonal, 1e-7)
     exactly = make("relu", "linear", 1.0)
