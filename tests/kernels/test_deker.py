@@ -233,10 +233,18 @@ def test_small_angles_of_different_norms() -> None:
         theta, _ = injected_angle(x[:1], factor * x[1:], torch.zeros(1, 1).double(), pair)
         true = mp.atan(mp.mpf(2.0**-28) / (3 * mp.sqrt(2)))
         true = true if factor > 0 else mp.pi - true
-        # the unit vectors, of coordinates rounded once or twice
-        assert abs(theta.item() - true) < (1e-16 if factor > 0 else 1e-15)
+        assert abs(theta.item() - true) < 4e-16 * true
         if factor > 0:
             assert abs(pair.versine.item() - (1 - mp.cos(true))) > 0.01 * (1 - mp.cos(true))
+
+
+@pytest.mark.parametrize("steps", [3, 10, None])
+def test_parallel_inputs_are_positive_semi_definite(steps: int | None) -> None:
+    """Parallel up to rounding, which ten updates make into angles of order one."""
+    scale = torch.linspace(0.1, 3.0, 40, dtype=torch.float64)[:, None]
+    x = scale * torch.tensor([[0.3, 0.7]], dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(dense(make(bias=0.0, num_steps=steps), x))
+    assert eigenvalues[0] >= -1e-14 * eigenvalues[-1]
 
 
 @both_features
