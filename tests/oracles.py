@@ -551,3 +551,124 @@ def finite(
     if trained is None:
         return G
     return ntk_of(trained, G, phi.P(v1, v2, c), c, theta, recurrent)
+
+
+# ------------------------------------------------------------------------------------------
+# Kernels of stochastic gradient updates
+# ------------------------------------------------------------------------------------------
+
+
+class Link:
+    """E sigma sigma, E rho rho and E rho(u) sigma(v) of a pair."""
+
+    def sigma(self, v1: Real, v2: Real, c: Real) -> Real:
+        raise NotImplementedError
+
+    def rho(self, v1: Real, v2: Real, c: Real) -> Real:
+        return mp.mpf(1)
+
+    def cross(self, v1: Real, v2: Real, c: Real) -> Real:
+        """E rho(u) sigma(v); zero for odd sigma and constant rho."""
+        return mp.mpf(0)
+
+
+class ReLULink(Link):
+    """Orthant moments; E[v; u > 0, v > 0] = sqrt(v2) (1 + r)/(2 sqrt(2 pi))."""
+
+    def sigma(self, v1: Real, v2: Real, c: Real) -> Real:
+        return RELU.G(v1, v2, c)
+
+    def rho(self, v1: Real, v2: Real, c: Real) -> Real:
+        return orthant(_angle(v1, v2, c)) if v1 * v2 > 0 else mp.mpf(0)
+
+    def cross(self, v1: Real, v2: Real, c: Real) -> Real:
+        if v1 * v2 == 0:
+            return mp.mpf(0)
+        return mp.sqrt(v2) * (1 + c / mp.sqrt(v1 * v2)) / (2 * mp.sqrt(2 * mp.pi))
+
+
+class IdentityLink(Link):
+    def sigma(self, v1: Real, v2: Real, c: Real) -> Real:
+        return c
+
+
+class TanhLink(Link):
+    def sigma(self, v1: Real, v2: Real, c: Real) -> Real:
+        return TANH.G(v1, v2, c)
+
+
+class LogisticLink(Link):
+    """sigmoid(u) = (1 + tanh(u/2))/2."""
+
+    def sigma(self, v1: Real, v2: Real, c: Real) -> Real:
+        return (1 + TANH.G(v1 / 4, v2 / 4, c / 4)) / 4
+
+    def cross(self, v1: Real, v2: Real, c: Real) -> Real:
+        return mp.mpf(1) / 2
+
+
+LINKS: dict[str, Link] = {
+    "relu": ReLULink(),
+    "identity": IdentityLink(),
+    "tanh": TanhLink(),
+    "logistic": LogisticLink(),
+}
+
+
+def deker(
+    link: Link,
+    features: str,
+    b: Injected,
+    regularization: float,
+    scale: float,
+    num_steps: int | None = None,
+    step_size: float = 1.0,
+    moments: Injected | None = None,
+) -> Real:
+    """psi of a pair after the updates, or the fixed point below coincidence, its stable root.
+
+    ``moments`` are those of features of mean zero, in place of ``features``.
+    """
+    square, h, a = mp.mpf(regularization) ** 2, mp.mpf(step_size), mp.mpf(scale)
+    if features == "relu" and moments is None:
+        moments = Injected(b.b11 / 2, b.b22 / 2, RELU.G(*b))
+        mu1, mu2 = mp.sqrt(b.b11 / (2 * mp.pi)), mp.sqrt(b.b22 / (2 * mp.pi))
+    else:
+        moments, mu1, mu2 = moments or b, mp.mpf(0), mp.mpf(0)
+
+    def update(c: Real, m1: Real, m2: Real, v1: Real, v2: Real, psi: Real) -> Real:
+        mixed = m1 * link.cross(v1, v2, psi) + m2 * link.cross(v2, v1, psi)
+        return a * a * c * link.rho(v1, v2, psi) - a * mixed + link.sigma(v1, v2, psi)
+
+    def on_diagonal(c: Real, m: Real, v: Real) -> Real:
+        return update(c, m, m, v, v, v)
+
+    v1, v2, psi = b
+    if num_steps is not None:
+        for _ in range(num_steps):
+            old = (v1, v2, psi)
+            new = (
+                on_diagonal(moments.b11, mu1, v1),
+                on_diagonal(moments.b22, mu2, v2),
+                update(moments.b12, mu1, mu2, *old),
+            )
+            v1, v2, psi = ((1 - h) ** 2 * p + h * h / square * q for p, q in zip(old, new))
+        return psi
+    inertia = square * (2 - h) / h
+    variances = []
+    for c, m in ((moments.b11, mu1), (moments.b22, mu2)):
+        upper = mp.mpf(1)
+        while inertia * upper < on_diagonal(c, m, upper):
+            upper *= 4
+        tiny = mp.mpf(10) ** (-2 * DIGITS)  # where a zero input has its fixed point
+        root = bracketed_root(lambda v, c=c, m=m: inertia * v - on_diagonal(c, m, v), tiny, upper)
+        variances.append(mp.mpf(0) if c == 0 and on_diagonal(c, m, mp.mpf(0)) == 0 else root)
+    v1, v2 = variances
+    if v1 * v2 == 0:
+        return mp.mpf(0)
+    top = mp.sqrt(v1 * v2)
+
+    def excess(psi: Real) -> Real:
+        return inertia * psi - update(moments.b12, mu1, mu2, v1, v2, psi)
+
+    return bracketed_root(excess, -top, top * (1 - mp.mpf(10) ** -20))

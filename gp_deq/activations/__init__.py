@@ -11,6 +11,7 @@ from .activation import Activation
 from .erf import Erf
 from .gelu import GELU
 from .hermite import Hermite
+from .link import ExponentialFamilyLink, get_link
 from .pair_covariance import PairCovariance
 from .piecewise_linear import Identity, LeakyReLU, ReLU
 from .sine import Sine
@@ -19,6 +20,7 @@ __all__ = [
     "GELU",
     "Activation",
     "Erf",
+    "ExponentialFamilyLink",
     "Hermite",
     "Identity",
     "LeakyReLU",
@@ -26,6 +28,7 @@ __all__ = [
     "ReLU",
     "Sine",
     "get_activation",
+    "get_link",
 ]
 
 _CLOSED_FORM: dict[str, Callable[[], Activation]] = {

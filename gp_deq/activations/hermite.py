@@ -71,7 +71,7 @@ class Hermite(Activation):
     def features(self, variance: Tensor) -> Tensor:
         r"""Variance, square root of the variance, and the coefficients a, b (``... x n x f``)."""
         root = safe_sqrt(variance)
-        columns = torch.cat((variance, root, *self._coefficients(root)), -1)
+        columns = torch.cat((variance, root, *self.coefficients(root)), -1)
         # a series reads one coefficient of all inputs at a time
         return columns.mT.contiguous().mT
 
@@ -88,8 +88,8 @@ class Hermite(Activation):
         correlation = self._correlation(features1, features2, sqdist)
         slope1, slope2 = slope1[..., : self.degree], slope2[..., : self.degree]
         return (
-            _power_series(value1, value2, correlation, accuracy),
-            _power_series(slope1, slope2, correlation, accuracy),
+            power_series(value1, value2, correlation, accuracy),
+            power_series(slope1, slope2, correlation, accuracy),
         )
 
     def variance_slopes(
@@ -103,10 +103,10 @@ class Hermite(Activation):
         _, root1, value1, slope1 = self._split(features1)
         _, root2, value2, slope2 = self._split(features2)
         correlation = self._correlation(features1, features2, sqdist)
-        half1, half2 = self._half_curvature(root1, slope1), self._half_curvature(root2, slope2)
+        half1, half2 = self.half_curvature(root1, slope1), self.half_curvature(root2, slope2)
         return (
-            _power_series(half1, value2, correlation),
-            _power_series(value1, half2, correlation),
+            power_series(half1, value2, correlation),
+            power_series(value1, half2, correlation),
         )
 
     def dual(self, pair: PairCovariance) -> PairCovariance:
@@ -117,28 +117,16 @@ class Hermite(Activation):
         """
         _, _, value1, _ = self._split(self.features(pair.var1))
         _, _, value2, _ = self._split(self.features(pair.var2.mT))
-        versine = pair.versine
-        correlation = 1 - versine
-        tail = torch.zeros_like(versine)
-        bend = torch.zeros_like(versine)
-        for k in range(self.degree, 0, -1):
-            tail = tail + value1[..., :, None, k] * value2[..., None, :, k]
-            bend = bend * correlation + tail
-        radial = torch.cdist(value1.detach(), value2.detach()).square()
-        if value1.requires_grad or value2.requires_grad:
-            radial = (value1.unsqueeze(-2) - value2.unsqueeze(-3)).square().sum(-1)
-        var1 = value1.square().sum(-1, keepdim=True)
-        var2 = value2.square().sum(-1).unsqueeze(-2)
-        return PairCovariance(var1, var2, radial + 2 * versine * bend, var1 - var2)
+        return series_dual(value1, value2, pair.versine)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`; cut at the same degree."""
-        value, _ = self._coefficients(safe_sqrt(_column(variance)))
+        value, _ = self.coefficients(safe_sqrt(_column(variance)))
         return value.square().sum(-1, keepdim=True).reshape(variance.shape)
 
     def derivative_diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.derivative_diagonal`; cut at the same degree."""
-        _, slope = self._coefficients(safe_sqrt(_column(variance)))
+        _, slope = self.coefficients(safe_sqrt(_column(variance)))
         return slope[..., : self.degree].square().sum(-1, keepdim=True).reshape(variance.shape)
 
     def diagonal_slope(self, variance: Tensor) -> Tensor:
@@ -148,8 +136,8 @@ class Hermite(Activation):
     def diagonal_and_slope(self, variance: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.diagonal_and_slope`."""
         root = safe_sqrt(_column(variance))
-        value, slope = self._coefficients(root)
-        bend = 2 * (self._half_curvature(root, slope) * value).sum(-1, keepdim=True)
+        value, slope = self.coefficients(root)
+        bend = 2 * (self.half_curvature(root, slope) * value).sum(-1, keepdim=True)
         total = slope[..., : self.degree].square().sum(-1, keepdim=True) + bend
         square = value.square().sum(-1, keepdim=True)
         return square.reshape(variance.shape), total.reshape(variance.shape)
@@ -175,29 +163,33 @@ class Hermite(Activation):
         scale = 2 * features1[..., 1:2] * features2[..., 1:2].mT
         return ((var1 + var2 - sqdist) / scale.masked_fill(scale == 0, 1.0)).clamp(-1.0, 1.0)
 
-    def _half_curvature(self, root: Tensor, slope: Tensor) -> Tensor:
+    def half_curvature(self, root: Tensor, slope: Tensor) -> Tensor:
+        """Coefficients of half the second derivative, zero at a zero variance."""
         weights = torch.arange(1, self.degree + 2, dtype=slope.dtype, device=slope.device).sqrt()
         return weights * slope[..., 1:] / (2 * root.masked_fill(root == 0, math.inf))
 
-    def _coefficients(self, root: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, root: Tensor) -> tuple[Tensor, Tensor]:
         """``a_0 ... a_K`` and ``b_0 ... b_(K+1)``, computed in double precision.
 
         Of many variances they are interpolated: ``a_k / root`` and ``b_k`` are smooth functions of
         the logarithm of ``root``.
+
+        Args:
+            root: Square root of the variance, ``... x n x 1``.
         """
         if not (torch.is_grad_enabled() and root.requires_grad):
             grid = _log_grid(root.double())
             if grid is not None:
                 nodes, weights = grid
-                value, slope = self._quadrature(nodes)
+                value, slope = self._integrate(nodes)
                 value, slope = weights @ (value / nodes), weights @ slope
                 return (root * value).to(root.dtype), slope.to(root.dtype)
-        return self._quadrature(root)
+        return self._integrate(root)
 
-    def _quadrature(self, root: Tensor) -> tuple[Tensor, Tensor]:
+    def _integrate(self, root: Tensor) -> tuple[Tensor, Tensor]:
         wide = root.double()
         nodes, table = _quadrature(self.degree + 2, _panels(wide), root.device)
-        value, slope = _value_and_slope(self.fn, wide * nodes)
+        value, slope = value_and_slope(self.fn, wide * nodes)
         return (
             (value @ table[:, : self.degree + 1]).to(root.dtype),
             (slope @ table[:, : self.degree + 2]).to(root.dtype),
@@ -223,7 +215,7 @@ def _column(variance: Tensor) -> Tensor:
     return variance.unsqueeze(-1)
 
 
-def _value_and_slope(fn: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_slope(fn: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
     """``fn`` and its derivative, differentiable where ``points`` is."""
     keep = torch.is_grad_enabled() and points.requires_grad
     with torch.enable_grad():
@@ -236,7 +228,36 @@ def _value_and_slope(fn: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Te
     return (value, slope) if keep else (value.detach(), slope)
 
 
-def _power_series(
+def series_dual(value1: Tensor, value2: Tensor, versine: Tensor) -> PairCovariance:
+    """Covariance of two functions of a pair, given their coefficients.
+
+    Args:
+        value1: Coefficients of the first function, ``... x n x (K + 1)``.
+        value2: Coefficients of the second, ``... x m x (K + 1)``.
+        versine: One minus the correlation of their arguments, ``... x n x m``.
+    """
+    correlation = 1 - versine
+    tail = torch.zeros_like(versine)
+    bend = torch.zeros_like(versine)
+    for k in range(value1.shape[-1] - 1, 0, -1):
+        tail = tail + value1[..., :, None, k] * value2[..., None, :, k]
+        bend = bend * correlation + tail
+    radial = torch.cdist(value1.detach(), value2.detach()).square()
+    if value1.requires_grad or value2.requires_grad:
+        radial = (value1.unsqueeze(-2) - value2.unsqueeze(-3)).square().sum(-1)
+    var1 = value1.square().sum(-1, keepdim=True)
+    var2 = value2.square().sum(-1).unsqueeze(-2)
+    return PairCovariance(var1, var2, radial + 2 * versine * bend, var1 - var2)
+
+
+def count_terms(first: Tensor, second: Tensor) -> int:
+    """Number of leading terms beyond which all together are below rounding, in variances too."""
+    pairs = zip(_term_bounds(first, first), _term_bounds(second, second), strict=True)
+    bounds = [max(pair) for pair in pairs]
+    return max(1, _count(bounds, torch.finfo(first.dtype).eps / 8 * sum(bounds)))
+
+
+def power_series(
     first: Tensor, second: Tensor, ratio: Tensor, accuracy: float | None = None
 ) -> Tensor:
     """Sum over k of ``first[..., i, k] * second[..., j, k] * ratio[..., i, j]**k``.
@@ -260,7 +281,7 @@ def _horner(first: Tensor, second: Tensor, ratio: Tensor, count: int) -> Tensor:
     count = max(count, 1)
     rows = first[..., :count].mT.unsqueeze(-1).unbind(-3)
     columns = second[..., :count].mT.unsqueeze(-2).unbind(-3)
-    total = rows[-1] * columns[-1]
+    total = torch.zeros_like(ratio).addcmul_(rows[-1], columns[-1])
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (first, second, ratio))
     for row, column in zip(rows[-2::-1], columns[-2::-1], strict=True):
         total = total * ratio if graph else total.mul_(ratio)
@@ -355,7 +376,7 @@ def _largest_slope(fn: Callable[[Tensor], Tensor]) -> float:
     """Supremum of ``abs(fn')`` on the line, infinite where it still grows far out."""
     reach = torch.logspace(-3, 3, 601, dtype=torch.float64)
     coarse = torch.cat((torch.linspace(-20, 20, 4001, dtype=torch.float64), reach, -reach))
-    slope = _value_and_slope(fn, coarse)[1].abs()
+    slope = value_and_slope(fn, coarse)[1].abs()
     if not slope.isfinite().all():
         return math.inf
     inner = slope[coarse.abs() <= 100].max()
@@ -365,7 +386,7 @@ def _largest_slope(fn: Callable[[Tensor], Tensor]) -> float:
     width = 0.01
     for _ in range(3):
         fine = torch.linspace(float(best) - width, float(best) + width, 2001, dtype=torch.float64)
-        slopes = _value_and_slope(fn, fine)[1].abs()
+        slopes = value_and_slope(fn, fine)[1].abs()
         best, width = fine[slopes.argmax()], width / 500
         slope = torch.cat((slope, slopes))
     return float(slope.max())

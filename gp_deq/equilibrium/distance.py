@@ -66,8 +66,11 @@ class DistanceSolver:
         self.side1 = Side(x1, *(value[..., :count, :] for value in columns))
         rest = (value[..., count:, :] for value in columns)
         self.side2 = self.side1 if x2 is None else Side(x2, *rest)
-        self.start1 = self._fit_start(self.side1)
-        self.start2 = self.start1 if x2 is None else self._fit_start(self.side2)
+        inputs, pairs = injected.shape[-2], count * self.side2.x.shape[-2]
+        # a fit for each input pays where each has many partners, and expectations are not cheap
+        fitted = not activation.closed_form and pairs > _START_NODES**2 * inputs
+        self.start1 = self._fit_start(self.side1) if fitted else None
+        self.start2 = self._fit_start(self.side2) if fitted and x2 is not None else self.start1
 
     def _solve_variances(self, injected: Tensor) -> list[Tensor]:
         """The fields of a :class:`Side` after the first."""
@@ -81,14 +84,12 @@ class DistanceSolver:
             *activation.diagonal_and_slope(variance),
         ]
 
-    def _fit_start(self, side: Side) -> Tensor | None:
+    def _fit_start(self, side: Side) -> Tensor:
         """Correlation at equilibrium of two inputs of equal variance, as a polynomial in theirs.
 
         Returns:
-            Coefficients for each input, ``b x n x 1 x p``; None where expectations are cheap.
+            Coefficients for each input, ``b x n x 1 x p``.
         """
-        if self.activation.closed_form:
-            return None
         nodes = torch.arange(0.5, _START_NODES, dtype=side.x.dtype, device=side.x.device)
         nodes = (nodes * (math.pi / _START_NODES)).cos()
         features, weight = side.features.unsqueeze(-2), self.weight_variance.unsqueeze(-1)

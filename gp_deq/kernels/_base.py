@@ -17,7 +17,7 @@ from gpytorch.priors import Prior
 from torch import Tensor
 
 from .. import settings
-from ..activations import Activation, PairCovariance, get_activation
+from ..activations import PairCovariance
 from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
 from ..equilibrium.pairwise import PairFunction, pairwise
 from .constraints import NonNegative
@@ -42,7 +42,6 @@ class NeuralKernel(Kernel):
 
     def __init__(
         self,
-        activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
         center: float | Sequence[float] | Tensor = 0.0,
         *,
         bias_variance_prior: Prior | None = None,
@@ -60,7 +59,6 @@ class NeuralKernel(Kernel):
             lengthscale_prior=lengthscale_prior,
             lengthscale_constraint=lengthscale_constraint,
         )
-        self.activation = get_activation(activation)
         self.solver_report = SolverReport(iterations=0, residual=0.0, converged=True)
         self._register_center(center)
         self._register_hyperparameter(
@@ -71,6 +69,11 @@ class NeuralKernel(Kernel):
     def is_stationary(self) -> bool:
         """False: the kernel depends on where the inputs lie around :attr:`center`."""
         return False
+
+    @property
+    @abstractmethod
+    def _nonlinearity(self) -> object:
+        """What makes the layers not linear, for messages."""
 
     @property
     def bias_variance(self) -> Tensor:
@@ -107,17 +110,27 @@ class NeuralKernel(Kernel):
                 "deprecated; sum or multiply kernels with different active_dims instead."
             )
         self._check_inputs(x1, x2, diag)
-        hyperparameters = [self._hyperparameter(name) for name in self._hyperparameters]
-        z1 = self._scale(x1)
-        z2 = None if not diag and _same(x1, x2) else self._scale(x2)
-        if z2 is not None and diag:
-            # each pair is a 1 x 1 matrix of its own
-            z1, z2 = z1.unsqueeze(-2), z2.unsqueeze(-2)
-            hyperparameters = [value.unsqueeze(-1) for value in hyperparameters]
         monitor = SolverMonitor()
-        value = self._evaluate(z1, z2, hyperparameters, monitor)
+        value = self._evaluate(*self._arguments(x1, x2, diag), monitor)
         self._report(monitor, value)
         return value.squeeze(-1).squeeze(-1) if diag else value
+
+    def _arguments(
+        self, x1: Tensor, x2: Tensor, diag: bool
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Scaled inputs, the second None where they are the first again, and hyperparameters.
+
+        With ``diag`` each pair is a 1 x 1 matrix of its own.
+        """
+        hyperparameters = [self._hyperparameter(name) for name in self._hyperparameters]
+        z1 = self._scale(x1)
+        if not diag:
+            return z1, None if _same(x1, x2) else self._scale(x2), hyperparameters
+        return (
+            z1.unsqueeze(-2),
+            self._scale(x2).unsqueeze(-2),
+            [value.unsqueeze(-1) for value in hyperparameters],
+        )
 
     @abstractmethod
     def _read_out(
@@ -186,8 +199,8 @@ class NeuralKernel(Kernel):
         names = [*self._hyperparameters, "lengthscale"]
         ranges = ", ".join(f"{name} {_range(getattr(self, name))}" for name in names)
         warnings.warn(
-            f"{type(self).__name__} ({self.activation!r}) did not converge in {report.iterations} "
-            f"iterations: relative step {report.residual:.1e}, tolerance "
+            f"{type(self).__name__} ({self._nonlinearity!r}) did not converge in "
+            f"{report.iterations} iterations: relative step {report.residual:.1e}, tolerance "
             f"{settings.solver_tolerance.value(value.dtype):.1e}, at {ranges}. Raise "
             "gp_deq.settings.max_solver_iterations or scale the inputs.",
             ConvergenceWarning,
@@ -233,7 +246,7 @@ class NeuralKernel(Kernel):
         value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
         if not self._allowed(name, value):
             raise ValueError(
-                f"{name} of {type(self).__name__} ({self.activation!r}) must lie in "
+                f"{name} of {type(self).__name__} ({self._nonlinearity!r}) must lie in "
                 f"{self._region(name)}, got {_range(value)}."
             )
         self.initialize(**{f"raw_{name}": constraint.inverse_transform(value)})

@@ -11,7 +11,7 @@ from gpytorch.constraints import Interval, Positive
 from gpytorch.priors import Prior
 from torch import Tensor
 
-from ..activations import Activation
+from ..activations import Activation, get_activation
 from ..activations.piecewise_linear import LeakyReLU
 from ..equilibrium import SolverMonitor
 from ..equilibrium.angle import AngleSolver
@@ -33,10 +33,15 @@ class WeightedKernel(NeuralKernel):
         weight_variance_constraint: Interval | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(activation, *args, **kwargs)
+        super().__init__(*args, **kwargs)
+        self.activation = get_activation(activation)
         constraint = weight_variance_constraint or self._default_constraint()
         self._check_constraint(constraint)
         self._register_hyperparameter("weight_variance", constraint, weight_variance_prior)
+
+    @property
+    def _nonlinearity(self) -> object:
+        return self.activation
 
     @property
     def weight_variance(self) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from gpytorch.constraints import GreaterThan, Interval
 from torch import Tensor
@@ -25,6 +27,23 @@ class BelowCritical(Interval):
 
     def __init__(self, critical: float, initial_value: float | None = None) -> None:
         super().__init__(critical * 2.0**-100, critical * (1 - MARGIN), initial_value=initial_value)
+
+
+class AboveCritical(GreaterThan):
+    """More than a critical value, with a softplus transform.
+
+    Like :class:`BelowCritical` it keeps a relative distance of 5e-7 from the critical value at any
+    raw value, where ``GreaterThan(critical)`` returns ``critical`` itself or less.
+
+    Args:
+        critical: Lower end, not attained.
+        initial_value: Initial value; the square root of two times ``critical`` if None.
+    """
+
+    def __init__(self, critical: float, initial_value: float | None = None) -> None:
+        lower = max(critical * (1 + MARGIN), 2.0**-100)
+        default = math.sqrt(2) * critical if critical > 0 else 1.0
+        super().__init__(lower, initial_value=default if initial_value is None else initial_value)
 
 
 class NonNegative(GreaterThan):

@@ -9,13 +9,14 @@ from gpytorch.kernels import Kernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from torch import Tensor
 
-from gp_deq import DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
+from gp_deq import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
 from gp_deq.activations import Hermite, LeakyReLU, ReLU, get_activation
 
 CLASSES = [DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel]
 EQUILIBRIUM = [DEQNNGPKernel, DEQNTKKernel]
 FINITE = [NNGPKernel, NTKKernel]
 every_class = pytest.mark.parametrize("cls", CLASSES)
+any_class = pytest.mark.parametrize("cls", [*CLASSES, DEKerKernel])
 equilibrium_class = pytest.mark.parametrize("cls", EQUILIBRIUM)
 finite_class = pytest.mark.parametrize("cls", FINITE)
 
@@ -30,7 +31,7 @@ def points(n: int, d: int) -> Tensor:
 # ------------------------------------------------------------------------------------------
 
 
-@every_class
+@any_class
 def test_different_dimensions(cls: type[Kernel]) -> None:
     kernel = cls().double()
     with pytest.raises(ValueError, match=rf"{cls.__name__} .*3 and of 2 dimensions"):
@@ -39,7 +40,7 @@ def test_different_dimensions(cls: type[Kernel]) -> None:
         kernel(points(4, 3), points(4, 2)).to_dense()
 
 
-@every_class
+@any_class
 def test_wrong_ard_num_dims(cls: type[Kernel]) -> None:
     kernel = cls(ard_num_dims=2).double()
     message = rf"{cls.__name__} .*ard_num_dims=2.*3 dimensions"
@@ -54,7 +55,7 @@ def test_wrong_ard_num_dims(cls: type[Kernel]) -> None:
         kernel.forward(points(4, 3), points(4, 3))
 
 
-@every_class
+@any_class
 def test_center_of_wrong_length(cls: type[Kernel]) -> None:
     with pytest.raises(ValueError, match="center has 3 entries, but ard_num_dims is 2"):
         cls(ard_num_dims=2, center=torch.zeros(3))
@@ -63,7 +64,7 @@ def test_center_of_wrong_length(cls: type[Kernel]) -> None:
         kernel(points(4, 3)).to_dense()
 
 
-@every_class
+@any_class
 @pytest.mark.parametrize(
     "center", [torch.zeros(2, 2), float("nan"), [0.0, float("inf")], torch.zeros(0)], ids=repr
 )
@@ -72,7 +73,7 @@ def test_bad_center(cls: type[Kernel], center: object) -> None:
         cls(center=center)
 
 
-@every_class
+@any_class
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("diag", [False, True])
 def test_non_finite_inputs(cls: type[Kernel], bad: float, diag: bool) -> None:
@@ -87,20 +88,20 @@ def test_non_finite_inputs(cls: type[Kernel], bad: float, diag: bool) -> None:
         kernel(broken, diag=diag).sum()
 
 
-@every_class
+@any_class
 def test_large_finite_inputs_are_not_called_infinite(cls: type[Kernel]) -> None:
     """Their sum overflows, they do not."""
     x = torch.full((3, 2), 1.5e308, dtype=torch.float64)
     cls().double()._check_inputs(x, x, False)
 
 
-@every_class
+@any_class
 def test_diag_of_different_numbers_of_inputs(cls: type[Kernel]) -> None:
     with pytest.raises(ValueError, match=r"diag=True.*4 and 3"):
         cls().double().forward(points(4, 2), points(3, 2), diag=True)
 
 
-@every_class
+@any_class
 @pytest.mark.filterwarnings("ignore:The last_dim_is_batch:DeprecationWarning")
 def test_last_dim_is_batch(cls: type[Kernel]) -> None:
     kernel = cls().double()
@@ -110,7 +111,7 @@ def test_last_dim_is_batch(cls: type[Kernel]) -> None:
         kernel(points(4, 2), diag=True, last_dim_is_batch=True)
 
 
-@every_class
+@any_class
 def test_batches_that_do_not_broadcast(cls: type[Kernel]) -> None:
     kernel = cls(batch_shape=torch.Size([2])).double()
     with pytest.raises(RuntimeError, match=r"shape|size|broadcast"):
@@ -155,7 +156,7 @@ def test_weight_variance_of_finite_depth(cls: type[Kernel]) -> None:
             kernel.weight_variance = value
 
 
-@every_class
+@any_class
 @pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf")])
 def test_bias_variance_outside_its_region(cls: type[Kernel], value: float) -> None:
     kernel = cls()
@@ -205,7 +206,7 @@ def test_prior_that_is_no_prior(cls: type[Kernel], name: str, prior: object) -> 
 # ------------------------------------------------------------------------------------------
 
 
-@every_class
+@any_class
 def test_unknown_keyword(cls: type[Kernel]) -> None:
     with pytest.raises(TypeError, match="weight_varaince_prior"):
         cls(weight_varaince_prior=None)

@@ -17,13 +17,14 @@ from gpytorch.priors import GammaPrior, LogNormalPrior, UniformPrior
 from gpytorch.test.base_kernel_test_case import BaseKernelTestCase
 from torch import Size, Tensor
 
-from gp_deq import DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
+from gp_deq import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
 from gp_deq.activations import Activation, Erf, Hermite, LeakyReLU
 
 CLASSES = [DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel]
 EQUILIBRIUM = [DEQNNGPKernel, DEQNTKKernel]
 HYPERPARAMETERS = ("lengthscale", "weight_variance", "bias_variance")
 every_class = pytest.mark.parametrize("cls", CLASSES)
+any_class = pytest.mark.parametrize("cls", [*CLASSES, DEKerKernel])
 relu_and_erf = pytest.mark.parametrize("activation", ["relu", "erf"])
 
 
@@ -137,7 +138,7 @@ def test_getitem_with_active_dims_and_center(cls: type[Kernel], activation: str)
     close(dense(kernel, x), whole)
 
 
-@every_class
+@any_class
 def test_expand_batch_with_active_dims_and_center(cls: type[Kernel]) -> None:
     x = points(3, 2, 5, 4)
     kernel = build(
@@ -155,7 +156,7 @@ def test_expand_batch_with_active_dims_and_center(cls: type[Kernel]) -> None:
     close(dense(kernel.expand_batch(3, 2), x), before)
 
 
-@every_class
+@any_class
 def test_lazy_kernel_is_indexed_by_batch_and_by_row(cls: type[Kernel]) -> None:
     x = points(2, 6, 3)
     kernel = build(
@@ -170,7 +171,7 @@ def test_lazy_kernel_is_indexed_by_batch_and_by_row(cls: type[Kernel]) -> None:
     close(kernel(x).mT.to_dense().detach(), whole.mT)
 
 
-@every_class
+@any_class
 @pytest.mark.parametrize("active", [[1], torch.tensor([2, 0]), (0, 1, 3)], ids=str)
 def test_active_dims_select_what_center_and_lengthscale_count(
     cls: type[Kernel], active: object
@@ -218,7 +219,7 @@ def test_batches_broadcast_as_a_loop(
     close(kernel(x1, x2).to_dense(), full)
 
 
-@every_class
+@any_class
 def test_batches_of_only_one_input_broadcast(cls: type[Kernel]) -> None:
     """As an acquisition function calls it: candidates in batches, training inputs once."""
     kernel = build(cls)
@@ -408,7 +409,7 @@ def test_no_graph_is_kept(cls: type[Kernel], activation: object) -> None:
     assert len(pickle.dumps(kernel)) <= size + 256
 
 
-@every_class
+@any_class
 def test_deepcopy_after_an_evaluation_with_a_graph(cls: type[Kernel]) -> None:
     kernel, x = build(cls), points(4, 2)
     value = kernel(x).to_dense()
@@ -442,7 +443,7 @@ def test_dtype_moves(cls: type[Kernel], activation: str) -> None:
     assert all(parameter.grad.dtype == torch.float64 for parameter in kernel.parameters())
 
 
-@every_class
+@any_class
 def test_center_keeps_its_digits(cls: type[Kernel]) -> None:
     """0.1 in double precision, although the kernel is made in single."""
     kernel = cls(center=0.1).double()
@@ -582,7 +583,7 @@ def test_solver_report(cls: type[Kernel]) -> None:
     assert (report.iterations > 0) == (cls in EQUILIBRIUM)
 
 
-@every_class
+@any_class
 def test_scale_kernel_and_forward_agree(cls: type[Kernel]) -> None:
     """ScaleKernel calls forward directly, which therefore centres and validates."""
     base = build(cls, center=0.4, ard_num_dims=2, active_dims=[1, 0])
@@ -595,7 +596,7 @@ def test_scale_kernel_and_forward_agree(cls: type[Kernel]) -> None:
         dense(scaled, x * float("nan"))
 
 
-@every_class
+@any_class
 @pytest.mark.parametrize("combine", ["sum", "product"])
 def test_sums_and_products(cls: type[Kernel], combine: str) -> None:
     x = points(5, 3)

@@ -1,0 +1,241 @@
+r"""Stochastic gradient updates in the limit of many features, for any link.
+
+One update with step size one maps the covariance of a pair to
+
+.. math::
+    \lambda^{-2} \operatorname E (a\gamma\rho(u) - \sigma(u))(a\gamma'\rho(v) - \sigma(v))
+    = \lambda^{-2} \left[a^2 (c - \mu\mu') \operatorname E\rho(u)\rho(v)
+    + \operatorname E (a\mu\rho(u) - \sigma(u))(a\mu'\rho(v) - \sigma(v))\right],
+
+:math:`c` and :math:`\mu` the second moment and the mean of the features :math:`\gamma`: a sum of
+two kernels, each with a squared distance that does not cancel.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..activations import PairCovariance
+from ..activations.hermite import Hermite, power_series
+from ..activations.link import ExponentialFamilyLink, product_dual
+from ..activations.pair_covariance import safe_sqrt
+from .implicit import implicit_root
+from .newton import newton
+from .report import SolverMonitor
+
+
+class FeatureMoments(NamedTuple):
+    """Second moments and means of the features of a pair.
+
+    Args:
+        centred: Covariance of the features.
+        mean1: Means of the first, ``... x n x 1``; None for zero.
+        mean2: Means of the second, ``... x 1 x m``; None for zero.
+    """
+
+    centred: PairCovariance
+    mean1: Tensor | None = None
+    mean2: Tensor | None = None
+
+    def scaled(self, scale: Tensor) -> FeatureMoments:
+        """Moments of a multiple of the features."""
+        square = scale.square()
+        centred = PairCovariance(*(square * term for term in self.centred))
+        if self.mean1 is None or self.mean2 is None:
+            return FeatureMoments(centred)
+        return FeatureMoments(centred, scale * self.mean1, scale * self.mean2)
+
+
+def update_pairs(
+    link: ExponentialFamilyLink,
+    features: FeatureMoments,
+    num_steps: int,
+    step_size: float,
+    regularization: Tensor,
+    injected: PairCovariance,
+) -> PairCovariance:
+    r"""Covariance after some updates from the injected input.
+
+    Args:
+        link: The link.
+        features: Moments of :math:`a\gamma`.
+        num_steps: Number of updates.
+        step_size: :math:`h`; :math:`\psi \leftarrow (1-h)^2\psi + h^2 F(\psi)`.
+        regularization: :math:`\lambda`, ``... x 1 x 1``.
+        injected: Covariance to start from.
+    """
+    keep, push = (1 - step_size) ** 2, (step_size / regularization).square()
+    pair = injected
+    for _ in range(num_steps):
+        source = product_dual(features.centred, link.rho_dual(pair))
+        residual = link.residual_dual(pair, features.mean1, features.mean2)
+        terms = zip(pair, source, residual, strict=True)
+        pair = PairCovariance(*(keep * old + push * (p + q) for old, p, q in terms))
+    return pair
+
+
+def settle_pairs(
+    link: ExponentialFamilyLink,
+    features: FeatureMoments,
+    step_size: float,
+    regularization: Tensor,
+    coincident: Tensor,
+    identical: bool,
+    monitor: SolverMonitor,
+) -> Tensor:
+    r"""Covariances at the fixed point, ``... x n x m``.
+
+    First each variance, then one equation a pair, :math:`\psi = F(\psi; \psi_{11}, \psi_{22})`,
+    with a root between :math:`\pm\sqrt{\psi_{11}\psi_{22}}` by the inequality of Cauchy and
+    Schwarz. Where inputs coincide the upper end is a root; it repels if the slope of :math:`F`
+    exceeds one there, and then the root returned is the one below, the limit of close inputs.
+
+    Args:
+        link: The link, not homogeneous.
+        features: Moments of :math:`a\gamma`.
+        step_size: :math:`h`.
+        regularization: :math:`\lambda`, ``... x 1 x 1``.
+        coincident: Which inputs coincide, ``... x n x m``.
+        identical: Whether coincident inputs have identical features, so that their covariance is
+            their variance wherever the root returned is another.
+        monitor: Collects the record of the solves.
+    """
+    inertia = regularization.square() * ((2 - step_size) / step_size)
+    centred, mean1, mean2 = features
+    mean1 = torch.zeros_like(centred.var1) if mean1 is None else mean1
+    mean2 = torch.zeros_like(centred.var2) if mean2 is None else mean2
+    variances = [
+        _settle_variance(link, inertia, variance, mean, monitor)
+        for variance, mean in ((centred.var1, mean1), (centred.var2.mT, mean2.mT))
+    ]
+    parameters = (inertia, centred.cov, variances[0], variances[1].mT, mean1, mean2)
+
+    def function(cov: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+        return _PairEquation(link, *values)(cov)
+
+    top = safe_sqrt(parameters[2]) * safe_sqrt(parameters[3])
+    middle = (parameters[2] + parameters[3]) / 2
+    with torch.no_grad():
+        equation = _PairEquation(link, *parameters)
+        end = top.expand(torch.broadcast_shapes(top.shape, coincident.shape))
+        attracts = equation(end)[1] > 0
+        start = end * (1 - 2.0**-10) * (1 - centred.versine / 2)
+        noise, scale = _rounding(link, inertia), middle.expand(end.shape)
+        # by rounding, a root may lie beyond the end
+        wide = end + noise * scale
+        cov = newton(equation, start, -wide, wide, scale, noise, monitor)
+        cov = torch.minimum(torch.maximum(cov, -end), end)
+        cov = torch.where(coincident & attracts, middle, cov)
+    cov = implicit_root(cov, function, *parameters)
+    return torch.where(coincident & ~attracts, middle, cov) if identical else cov
+
+
+class _PairEquation:
+    """``psi - F(psi)`` and its slope as a function of the covariance, the rest being given."""
+
+    def __init__(
+        self,
+        link: ExponentialFamilyLink,
+        inertia: Tensor,
+        features: Tensor,
+        var1: Tensor,
+        var2: Tensor,
+        mean1: Tensor,
+        mean2: Tensor,
+    ) -> None:
+        self.inertia, self.features = inertia, features
+        first, second = _Series.of(link, var1, mean1), _Series.of(link, var2.mT, mean2.mT)
+        self.scale = first.root * second.root.mT
+        self.pairs = tuple(zip(first[1:], second[1:], strict=True))
+
+    def __call__(self, cov: Tensor) -> tuple[Tensor, Tensor]:
+        # not clamped: it exceeds one by rounding alone, where a derivative must not be lost
+        correlation = cov / self.scale.masked_fill(self.scale == 0, 1.0)
+        rho, rho_slope, residual, residual_slope = (
+            power_series(one, other, correlation) for one, other in self.pairs
+        )
+        value = cov - (self.features * rho + residual) / self.inertia
+        slope = 1 - (self.features * rho_slope + residual_slope) / self.inertia
+        return value, slope
+
+
+class _Series(NamedTuple):
+    """Coefficients of ``rho`` and of ``mean * rho - sigma``, and those of their derivatives."""
+
+    root: Tensor
+    rho: Tensor
+    rho_slope: Tensor
+    residual: Tensor
+    residual_slope: Tensor
+
+    @classmethod
+    def of(cls, link: ExponentialFamilyLink, variance: Tensor, mean: Tensor) -> _Series:
+        root = safe_sqrt(variance)
+        rho, rho_slope = link.rho.coefficients(root)
+        sigma, sigma_slope = link.sigma.coefficients(root)
+        rho_slope = link.rho_slopes(root, rho, rho_slope)
+        sigma_slope = sigma_slope[..., : link.sigma.degree]
+        return cls(root, rho, rho_slope, mean * rho - sigma, mean * rho_slope - sigma_slope)
+
+
+def _settle_variance(
+    link: ExponentialFamilyLink,
+    inertia: Tensor,
+    features: Tensor,
+    mean: Tensor,
+    monitor: SolverMonitor,
+) -> Tensor:
+    """Solves the equation for the variances, ``... x n x 1``."""
+
+    def equation(
+        variance: Tensor, inertia: Tensor, features: Tensor, mean: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        root = safe_sqrt(variance)
+        rho = link.rho.coefficients(root)
+        sigma = link.sigma.coefficients(root)
+        residual = (mean * rho[0] - sigma[0], mean * rho[1] - sigma[1])
+        square, slope = _square(link.rho, root, *rho)
+        rest, rest_slope = _square(link.sigma, root, *residual)
+        value = variance - (features * square + rest) / inertia
+        return value, 1 - (features * slope + rest_slope) / inertia
+
+    with torch.no_grad():
+        given = (inertia, features, mean)
+        zero = torch.zeros(
+            torch.broadcast_shapes(*(tensor.shape for tensor in given)),
+            dtype=features.dtype,
+            device=features.device,
+        )
+        # a jumping rho may vanish at zero and nowhere near it
+        start = torch.maximum(-equation(zero, *given)[0], (features + mean.square()) / inertia)
+        upper = start
+        for _ in range(100):
+            below = equation(upper, *given)[0] < 0
+            if not bool(below.any()):
+                break
+            upper = torch.where(below, 4 * upper, upper)
+        noise = _rounding(link, inertia)
+
+        def function(variance: Tensor) -> tuple[Tensor, Tensor]:
+            return equation(variance, *given)
+
+        variance = newton(function, start, zero, upper, upper, noise, monitor)
+    return implicit_root(variance, equation, inertia, features, mean)
+
+
+def _square(series: Hermite, root: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance of a function of given coefficients, and its derivative by that of its argument."""
+    bend = 2 * (series.half_curvature(root, slope) * value).sum(-1, keepdim=True)
+    total = slope[..., : series.degree].square().sum(-1, keepdim=True) + bend
+    return value.square().sum(-1, keepdim=True), total
+
+
+def _rounding(link: ExponentialFamilyLink, inertia: Tensor) -> float:
+    """Size of a Newton step that rounding of the equation alone makes, relative to variances."""
+    if inertia.numel() == 0:
+        return 0.0
+    least = float((1 - link.critical_regularization**2 / inertia.detach()).min())
+    return 16 * torch.finfo(inertia.dtype).eps / max(least, torch.finfo(inertia.dtype).eps)

@@ -1,0 +1,69 @@
+"""Derivatives of a root by the implicit function theorem, of any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def implicit_root(
+    root: Tensor, function: Callable[..., tuple[Tensor, Tensor]], *parameters: Tensor
+) -> Tensor:
+    r"""Attaches :math:`dx = -\partial_p f\, dp / \partial_x f` to roots of :math:`f(x; p) = 0`.
+
+    Args:
+        root: The roots, solved without a graph; each entry has its own equation.
+        function: Maps the roots and the parameters to values and slopes (by the root), both of the
+            shape of ``root`` and differentiable.
+        *parameters: Tensors that broadcast with ``root``.
+
+    Returns:
+        The same roots, differentiable any number of times.
+    """
+    return _ImplicitRoot.apply(root, function, *parameters)
+
+
+class _ImplicitRoot(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        root: Tensor,
+        function: Callable[..., tuple[Tensor, Tensor]],
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.function = function
+        result = root.clone()
+        ctx.save_for_backward(result, *parameters)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        root, *parameters = ctx.saved_tensors
+        differentiable = torch.is_grad_enabled()
+        needed = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            # aliases stop the differentiation at this function's own arguments
+            if differentiable:
+                leaves = [tensor.view_as(tensor) for tensor in parameters]
+            else:
+                root = root.detach()
+                leaves = [
+                    tensor.detach().requires_grad_(need)
+                    for tensor, need in zip(parameters, needed, strict=True)
+                ]
+            value, slope = ctx.function(root, *leaves)
+            wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+            found = iter(
+                torch.autograd.grad(
+                    value,
+                    wanted,
+                    -grad / slope,
+                    create_graph=differentiable,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
+        return None, None, *(next(found) if need else None for need in needed)

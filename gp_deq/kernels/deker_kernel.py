@@ -1,0 +1,404 @@
+"""The kernel of stochastic gradient updates of infinitely many features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from gpytorch.constraints import Interval
+from gpytorch.kernels import Kernel
+from gpytorch.priors import Prior
+from torch import Tensor
+
+from ..activations import ExponentialFamilyLink, PairCovariance, get_link
+from ..activations.injected import injected_angle
+from ..activations.pair_covariance import safe_sqrt
+from ..activations.piecewise_linear import ReLU
+from ..equilibrium import SolverMonitor
+from ..equilibrium.gradient_angles import (
+    LINEAR,
+    RECTIFIED,
+    feature_versine,
+    settle_angles,
+    update_angles,
+)
+from ..equilibrium.gradient_updates import FeatureMoments, settle_pairs, update_pairs
+from ..equilibrium.pairwise import PairFunction
+from ._base import NeuralKernel
+from .constraints import AboveCritical, NonNegative
+
+#: Features known by name.
+FEATURES = ("relu", "linear")
+#: Values of identical inputs.
+COINCIDENT = ("continuous", "sgd")
+
+
+class DEKerKernel(NeuralKernel):
+    r"""Covariance of features learned by stochastic gradient updates (DEKer).
+
+    The features :math:`\phi(x)` of an input maximise the penalised likelihood of an exponential
+    family with random weights, by gradient steps of fresh weights each. With many features and
+    more observations their covariance :math:`\psi` is mapped by one step to
+
+    .. math::
+        F(\psi)(x, x') = \lambda^{-2} \operatorname E \bigl(a\gamma\rho(u) - \sigma(u)\bigr)
+        \bigl(a\gamma'\rho(v) - \sigma(v)\bigr), \qquad (u, v) \sim \mathcal N(0, \Psi),
+
+    for ``step_size`` one and by :math:`(1 - h)^2\psi + h^2 F(\psi)` in general
+    ([TsuchidaOng2023]_). The functions :math:`\sigma` and :math:`\rho` are those of the link and
+    :math:`\gamma = \gamma(x)` are observed features, independent of :math:`u` and :math:`v`, with
+    second moment :math:`c(x, x') = \operatorname E\gamma\gamma'` and mean :math:`\mu(x)`, so that
+
+    .. math::
+        \lambda^2 F = a^2 c \operatorname E\rho(u)\rho(v)
+        - a\mu(x) \operatorname E\rho(u)\sigma(v) - a\mu(x') \operatorname E\sigma(u)\rho(v)
+        + \operatorname E\sigma(u)\sigma(v) .
+
+    The kernel is :math:`\psi` after ``num_steps`` updates from the covariance :math:`b` of the
+    injected input (see :class:`~gp_deq.kernels.DEQNNGPKernel`), or at their fixed point. A
+    regularization :math:`\lambda` above a critical value, :math:`1/\sqrt 2` for the link "relu" and
+    ``step_size`` one, keeps it where that point exists.
+
+    .. note::
+        At the fixed point of the link "relu", whose :math:`\rho` jumps, the features of two inputs
+        that are close to each other have a correlation :math:`r_c < 1`, while those of an input
+        with itself have one. ``coincident="continuous"`` makes :math:`k(x, x)` the limit
+        :math:`r_c \psi(x, x)`; ``"sgd"`` makes it :math:`\psi(x, x)`, which adds the
+        :meth:`nugget` :math:`(1 - r_c)\psi(x, x)`, a noise proportional to the variance. Inputs
+        coincide when their squared distance is exactly zero, also between ``x1`` and ``x2``.
+        With finite ``num_steps`` there is no jump, but paths are rough: :math:`1 - r` falls like
+        :math:`|x - x'|` to the power :math:`2^{1 - T}`.
+
+    .. note::
+        As for all kernels here, there is no output scale, and the inputs should be centred.
+
+    Args:
+        link: "relu" (default), "identity", "logistic", "tanh", "softplus-gaussian", an
+            :class:`~gp_deq.activations.ExponentialFamilyLink` or a pair of functions ``(sigma,
+            rho)``.
+        features: "relu" (default), :math:`c = \operatorname E\max(s, 0)\max(s', 0)` and
+            :math:`\mu = \sqrt{b/2\pi}` for :math:`(s, s') \sim \mathcal N(0, b)`; "linear",
+            :math:`c = b` and :math:`\mu = 0`; or a GPyTorch kernel :math:`c`, with :math:`\mu = 0`,
+            evaluated on the inputs as they are given, neither centred nor scaled.
+        num_steps: Number of updates; None (default) for their fixed point.
+        step_size: :math:`h`, between 0 and 2. Default 1.
+        coincident: "continuous" (default) or "sgd"; see above.
+        center: See :class:`~gp_deq.kernels.DEQNNGPKernel`.
+        regularization_prior: Prior on ``regularization``.
+        regularization_constraint: Default: above the critical value.
+        feature_scale_prior: Prior on ``feature_scale``.
+        feature_scale_constraint: Default: zero or more.
+        **kwargs: ``bias_variance`` and ``lengthscale`` priors and constraints and GPyTorch's
+            arguments, as for :class:`~gp_deq.kernels.DEQNNGPKernel`.
+
+    Attributes:
+        regularization: :math:`\lambda`, ``*batch_shape x 1 x 1``. Initially the square root of two
+            times its critical value.
+        feature_scale: :math:`a`, ``*batch_shape x 1 x 1``. Initially that of ``regularization``,
+            times two for ``features="relu"``.
+        bias_variance: ``*batch_shape x 1 x 1``.
+        lengthscale: ``*batch_shape x 1 x d``.
+        solver_report: :class:`~gp_deq.equilibrium.SolverReport` of the last evaluation.
+
+    Raises:
+        ValueError: An argument is outside of what is listed above, the slope of ``sigma`` is not
+            bounded, or a hyperparameter is set outside its region.
+
+    Example:
+        >>> import torch
+        >>> from gpytorch.kernels import ScaleKernel
+        >>> from gp_deq import DEKerKernel
+        >>> kernel = ScaleKernel(DEKerKernel(ard_num_dims=3)).double()
+        >>> kernel.base_kernel.regularization = 1.5
+        >>> x = torch.randn(10, 3, dtype=torch.float64)
+        >>> kernel(x).shape
+        torch.Size([10, 10])
+    """
+
+    _hyperparameters = ("regularization", "feature_scale", "bias_variance")
+
+    def __init__(
+        self,
+        link: str
+        | ExponentialFamilyLink
+        | tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = "relu",
+        features: str | Kernel = "relu",
+        num_steps: int | None = None,
+        step_size: float = 1.0,
+        coincident: str = "continuous",
+        *args: Any,
+        regularization_prior: Prior | None = None,
+        regularization_constraint: Interval | None = None,
+        feature_scale_prior: Prior | None = None,
+        feature_scale_constraint: Interval | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.link = get_link(link)
+        self.features = self._check_features(features)
+        self.num_steps = _check_num_steps(num_steps)
+        self.step_size = _check_step_size(step_size)
+        if coincident not in COINCIDENT:
+            raise ValueError(
+                f"coincident must be one of {', '.join(map(repr, COINCIDENT))}, got {coincident!r}."
+            )
+        self.coincident = coincident
+        critical = self.critical_regularization
+        if not math.isfinite(critical):
+            raise ValueError(
+                f"{type(self).__name__} needs a link with a sigma of bounded slope, and that of "
+                f"{self.link!r} is not bounded, so its updates need not have a fixed point."
+            )
+        constraint = regularization_constraint or AboveCritical(critical)
+        if not float(constraint.lower_bound.min()) > critical:
+            raise ValueError(
+                f"regularization_constraint must keep regularization in ({critical:g}, inf), above "
+                f"the critical value of {self.link!r}; got {constraint}."
+            )
+        self._register_hyperparameter("regularization", constraint, regularization_prior)
+        # variances are then near those of the injected input
+        initial = math.sqrt(2) * (critical or 1.0) * (2.0 if features == "relu" else 1.0)
+        constraint = feature_scale_constraint or NonNegative(initial_value=initial)
+        if float(constraint.lower_bound.min()) < 0:
+            raise ValueError(
+                "feature_scale_constraint must not let feature_scale be negative, got "
+                f"{constraint}."
+            )
+        self._register_hyperparameter("feature_scale", constraint, feature_scale_prior)
+
+    @property
+    def _nonlinearity(self) -> object:
+        return self.link
+
+    @property
+    def critical_regularization(self) -> float:
+        r"""That of the link times :math:`\sqrt{h/(2-h)}`; ``regularization`` is larger."""
+        return self.link.critical_regularization * math.sqrt(self.step_size / (2 - self.step_size))
+
+    @property
+    def regularization(self) -> Tensor:
+        r"""Strength :math:`\lambda` of the penalty, ``*batch_shape x 1 x 1``."""
+        return self._hyperparameter("regularization")
+
+    @regularization.setter
+    def regularization(self, value: Tensor | float) -> None:
+        self._set_hyperparameter("regularization", value)
+
+    @property
+    def feature_scale(self) -> Tensor:
+        r"""Scale :math:`a` of the observed features, ``*batch_shape x 1 x 1``."""
+        return self._hyperparameter("feature_scale")
+
+    @feature_scale.setter
+    def feature_scale(self, value: Tensor | float) -> None:
+        self._set_hyperparameter("feature_scale", value)
+
+    def nugget(self, x: Tensor) -> Tensor:
+        """What ``coincident="sgd"`` adds to the variances, whatever the option of this kernel is.
+
+        Args:
+            x: ``... x n x d``.
+
+        Returns:
+            ``... x n``; zero for finite ``num_steps`` and for links without a jump.
+        """
+        x = x.unsqueeze(-1) if x.dim() == 1 else x
+        if self.active_dims is not None:
+            x = x.index_select(-1, self.active_dims)
+        self._check_inputs(x, x, True)
+        z1, z2, values = self._arguments(x, x, True)
+        monitor = SolverMonitor()
+        sgd, limit = (
+            self._pair_function(monitor, option)(z1, z2, *values)
+            for option in ("sgd", "continuous")
+        )
+        return (sgd - limit).squeeze(-1).squeeze(-1)
+
+    def _arguments(
+        self, x1: Tensor, x2: Tensor, diag: bool
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        z1, z2, values = super()._arguments(x1, x2, diag)
+        if isinstance(self.features, str):
+            return z1, z2, values
+        # with all batch dimensions, without which GPyTorch may take a diagonal for a matrix
+        batch = torch.broadcast_shapes(self.features.batch_shape, x1.shape[:-2], x2.shape[:-2])
+        x1, x2 = (x.expand(*batch, *x.shape[-2:]) for x in (x1, x2))
+        variances = [self.features(x, diag=True) for x in (x1, x2)]
+        if diag:
+            cov = self.features(x1, x2, diag=True)
+            return z1, z2, [*values, *(term[..., None, None] for term in (cov, *variances))]
+        cov = self.features(x1, x2).to_dense()
+        return z1, z2, [*values, cov, variances[0].unsqueeze(-1), variances[1].unsqueeze(-2)]
+
+    def _evaluate(
+        self,
+        z1: Tensor,
+        z2: Tensor | None,
+        hyperparameters: list[Tensor],
+        monitor: SolverMonitor,
+    ) -> Tensor:
+        if isinstance(self.features, str):
+            return super()._evaluate(z1, z2, hyperparameters, monitor)
+        # the features have hyperparameters of their own, and so are evaluated once, for all pairs
+        others = z1 if z2 is None else z2
+        value = self._pair_function(monitor)(z1, others, *hyperparameters)
+        if z2 is not None:
+            return value
+        upper = torch.ones(value.shape[-2:], dtype=torch.bool, device=value.device).triu_()
+        return torch.where(upper, value, value.mT)
+
+    def _pair_function(self, monitor: SolverMonitor, coincident: str | None = None) -> PairFunction:
+        identical = (coincident or self.coincident) == "sgd"
+
+        def function(z1: Tensor, z2: Tensor, *values: Tensor) -> Tensor:
+            regularization, feature_scale, bias_variance, *moments = values
+            injected = PairCovariance.from_inputs(z1, z2, bias_variance)
+            if self.link.homogeneous and not moments:
+                angles = injected_angle(z1, z2, bias_variance, injected)
+                return self._homogeneous(
+                    injected, *angles, regularization, feature_scale, identical, monitor
+                )
+            return self._read_out(
+                injected, monitor, regularization, feature_scale, moments, identical
+            )
+
+        return function
+
+    def _homogeneous(
+        self,
+        injected: PairCovariance,
+        angle: Tensor,
+        versine: Tensor,
+        regularization: Tensor,
+        feature_scale: Tensor,
+        identical: bool,
+        monitor: SolverMonitor,
+    ) -> Tensor:
+        features = LINEAR if self.features == "linear" else RECTIFIED
+        scale = safe_sqrt(injected.var1) * safe_sqrt(injected.var2)
+        if self.num_steps is not None:
+            gain, versine = update_angles(
+                features,
+                self.num_steps,
+                self.step_size,
+                regularization,
+                feature_scale,
+                angle,
+                versine,
+            )
+            return scale * gain * (1 - versine)
+        start = feature_versine(features, versine)
+        gain, theta = settle_angles(
+            features, self.step_size, regularization, feature_scale, start, monitor
+        )
+        cosine = theta.cos()
+        if identical:
+            cosine = torch.where(injected.sqdist == 0, 1.0, cosine)
+        return scale * gain * cosine
+
+    def _read_out(
+        self,
+        injected: PairCovariance,
+        monitor: SolverMonitor,
+        regularization: Tensor,
+        feature_scale: Tensor,
+        moments: list[Tensor],
+        identical: bool,
+    ) -> Tensor:
+        same = injected.sqdist == 0
+        features = self._features(injected, moments, same)
+        if self.num_steps is not None:
+            return update_pairs(
+                self.link,
+                features.scaled(feature_scale),
+                self.num_steps,
+                self.step_size,
+                regularization,
+                injected,
+            ).cov
+        if not self.link.homogeneous:
+            return settle_pairs(
+                self.link,
+                features.scaled(feature_scale),
+                self.step_size,
+                regularization,
+                same,
+                identical,
+                monitor,
+            )
+        # the fixed point has forgotten the injected input: only the features' angle is left
+        pair = features.centred
+        gain, theta = settle_angles(
+            LINEAR, self.step_size, regularization, feature_scale, pair.versine, monitor
+        )
+        cosine = torch.where(same, 1.0, theta.cos()) if identical else theta.cos()
+        return safe_sqrt(pair.var1) * safe_sqrt(pair.var2) * gain * cosine
+
+    def _features(
+        self, injected: PairCovariance, moments: list[Tensor], same: Tensor
+    ) -> FeatureMoments:
+        if moments:
+            cov, var1, var2 = moments
+            total = var1 + var2
+            # rounding must not separate inputs that coincide
+            sqdist = torch.where(same, 0.0, (total - 2 * cov).clamp_min(0.0))
+            return FeatureMoments(PairCovariance(var1, var2, sqdist, var1 - var2))
+        if self.features == "linear":
+            return FeatureMoments(injected)
+        rectified = ReLU().dual(injected)
+        root1, root2 = safe_sqrt(injected.var1), safe_sqrt(injected.var2)
+        total = root1 + root2
+        rootdiff = injected.vardiff / total.masked_fill(total == 0, 1.0)
+        share = 1 / (2 * math.pi)
+        centred = PairCovariance(
+            (0.5 - share) * injected.var1,
+            (0.5 - share) * injected.var2,
+            rectified.sqdist - share * rootdiff.square(),
+            (0.5 - share) * injected.vardiff,
+        )
+        mean = math.sqrt(share)
+        return FeatureMoments(centred, mean * root1, mean * root2)
+
+    def _check_features(self, features: str | Kernel) -> str | Kernel:
+        if isinstance(features, Kernel):
+            if features.batch_shape not in (torch.Size([]), self.batch_shape):
+                raise ValueError(
+                    f"The kernel of the features has batch_shape {tuple(features.batch_shape)}; "
+                    f"allowed are {tuple(self.batch_shape)}, that of {type(self).__name__}, and "
+                    "() for one kernel that the whole batch shares."
+                )
+            return features
+        if not isinstance(features, str) or features not in FEATURES:
+            raise ValueError(
+                f"features must be {', '.join(map(repr, FEATURES))} or a gpytorch kernel, got "
+                f"{features!r}."
+            )
+        return features
+
+    def _region(self, name: str) -> str:
+        if name == "regularization":
+            return f"({self.critical_regularization:g}, inf)"
+        return super()._region(name)
+
+
+def _check_num_steps(num_steps: int | None) -> int | None:
+    if num_steps is None:
+        return None
+    if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+        raise ValueError(
+            "num_steps must be an integer of at least 1, or None for the fixed point, got "
+            f"{num_steps!r}."
+        )
+    return num_steps
+
+
+def _check_step_size(step_size: float) -> float:
+    try:
+        value = float(step_size)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 < value < 2:
+        raise ValueError(f"step_size must lie between 0 and 2, got {step_size!r}.")
+    return value
