@@ -150,6 +150,7 @@ def build_app() -> "typer.Typer":
                 ConvergenceConfig,
                 draw,
                 limit_with_control,
+                read_csv,
                 run_convergence,
                 summarize,
             )
@@ -166,6 +167,7 @@ def build_app() -> "typer.Typer":
                     widths=tuple(sorted(set(width))) if width else config.widths,
                     step_sizes=tuple(dict.fromkeys(step_size)) if step_size else config.step_sizes,
                 )
+                read_csv(csv)
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from error
             with _progress(console, len(config.keys)) as advance:

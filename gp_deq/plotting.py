@@ -440,6 +440,7 @@ def convergence_figure(
     controls: Sequence[Band],
     errors: Sequence[Band],
     control_limit: float,
+    title: str = "",
 ) -> Figure:
     """Alignment with the limiting matrix and with a control, and relative error, against width.
 
@@ -448,12 +449,14 @@ def convergence_figure(
         controls: Alignment with the control, for the same settings.
         errors: Relative error of the Gram matrix, for the same settings.
         control_limit: Alignment of the limiting matrix with the control.
+        title: Of the whole figure.
 
     Returns:
         The figure.
     """
     figure = Figure(figsize=(10.4, 4.2), layout="constrained")
-    figure.suptitle("Features of finite networks after stochastic gradient updates", fontsize=11)
+    if title:
+        figure.suptitle(title, fontsize=10.5)
     left, right = figure.subplots(1, 2)
     for i, (alignment, control, error) in enumerate(zip(alignments, controls, errors)):
         color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]

@@ -19,8 +19,8 @@ At :math:`d = 5` that befalls every input within 400 updates, and the alignment 
 import csv
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,6 +44,7 @@ __all__ = [
     "grid",
     "limit_with_control",
     "limiting_gram",
+    "read_csv",
     "run_convergence",
     "summarize",
 ]
@@ -126,6 +127,9 @@ class Draw:
     def key(self) -> tuple[float, int, int, int]:
         """What tells draws apart."""
         return self.step_size, self.num_steps, self.width, self.seed
+
+
+_COLUMNS = tuple(f.name for f in fields(Draw))
 
 
 class Interval(NamedTuple):
@@ -285,32 +289,45 @@ def run_convergence(
 
 def _open_csv(path: Path) -> dict[tuple[float, int, int, int], Draw]:
     """The draws in a file, which is left with whole rows only, or is created."""
-    names = [f.name for f in fields(Draw)]
-    draws = list(_read_rows(path, names)) if path.exists() and path.stat().st_size else []
+    draws = read_csv(path)
     fresh = path.with_name(path.name + ".part")
     with open(fresh, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in draws)
+        writer = csv.writer(file)
+        writer.writerow(_COLUMNS)
+        writer.writerows(astuple(row) for row in draws)
     os.replace(fresh, path)
     return {row.key: row for row in draws}
 
 
-def _read_rows(path: Path, names: list[str]) -> Iterator[Draw]:
-    with open(path, newline="", encoding="utf-8") as file:
-        # a line without its end was being written when a run was stopped
-        whole = [line for line in file if line.endswith("\n")]
-    rows = csv.reader(whole)
-    refusal = f"{path} is not a file of this benchmark; give another."
-    if next(rows, names) != names:
-        raise ValueError(refusal)
-    for row in rows:
-        if len(row) != len(names):
-            raise ValueError(refusal)
-        step_size, *integers = row[:5]
-        alignment, control, relative_error = map(float, row[5:])
-        step, width, seed, m = map(int, integers)
-        yield Draw(float(step_size), step, width, seed, m, alignment, control, relative_error)
+def read_csv(path: str | os.PathLike[str]) -> list[Draw]:
+    """The draws in a file of `run_convergence`.
+
+    Args:
+        path: Of the file.
+
+    Returns:
+        The draws, without one that was being written when a run was stopped; none if there is no
+        file.
+
+    Raises:
+        ValueError: the file is of another origin.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            lines = list(file)
+    except FileNotFoundError:
+        return []
+    rows = list(csv.reader(line for line in lines if line.endswith("\n")))
+    header = ",".join(_COLUMNS)
+    if rows[:1] != [list(_COLUMNS)] if rows else not header.startswith("".join(lines)):
+        raise ValueError(f"{path} is not a file of this benchmark; give another.")
+    try:
+        return [
+            Draw(float(step_size), int(steps), int(d), int(seed), int(m), *map(float, results))
+            for step_size, steps, d, seed, m, *results in rows[1:]
+        ]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a row that this benchmark did not write.") from error
 
 
 def _interval(values: Sequence[float]) -> Interval:
@@ -388,4 +405,10 @@ def draw(summaries: Sequence[Summary], control_limit: float) -> "Figure":
         alignments.append(band(note, "alignment", group))
         controls.append(band(note, "control", group))
         errors.append(band(note, "relative_error", group))
-    return convergence_figure(alignments, controls, errors, control_limit)
+    title = (
+        "Finite networks after stochastic gradient updates: 10 × 10 grid, ReLU link, linear "
+        f"features, λ = {_REGULARIZATION:g}"
+    )
+    if summaries[0].num_draws > 1:
+        title += f"; mean and 95 % interval of {summaries[0].num_draws} draws"
+    return convergence_figure(alignments, controls, errors, control_limit, title)
