@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from gp_deq.benchmarks.deker_convergence import Interval, Summary
     from gp_deq.benchmarks.demo import DemoResult
     from gp_deq.benchmarks.speed import Record, Target
 
@@ -126,6 +127,64 @@ def build_app() -> "typer.Typer":
         console.print(f"Measurements: {csv}", highlight=False, soft_wrap=True)
         console.print(f"Plot: {output}", highlight=False, soft_wrap=True)
 
+    @benchmark.command()
+    def deker_convergence(
+        output: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path(
+            "gp-deq-deker-convergence.png"
+        ),
+        csv: Annotated[
+            Path, typer.Option(help="Where the draws go; those it holds are not repeated.")
+        ] = Path("gp-deq-deker-convergence.csv"),
+        seeds: Annotated[int, typer.Option(min=1, help="Number of draws at each width.")] = 10,
+        steps: Annotated[int, typer.Option(min=1, help="Number of gradient updates.")] = 400,
+        step_size: Annotated[
+            list[float] | None, typer.Option(help="May be repeated.  [default: 1, 0.1]")
+        ] = None,
+        width: Annotated[
+            list[int] | None, typer.Option(help="May be repeated.  [default: 13 from 5 to 500]")
+        ] = None,
+        full: Annotated[
+            bool, typer.Option("--full", help="The widths of the paper: 5, 10, ..., 500.")
+        ] = False,
+    ) -> None:
+        """Gram matrices of finite networks against that of the DEKer kernel, by width."""
+        with _naming_the_extra():
+            from dataclasses import replace
+
+            from gp_deq.benchmarks.deker_convergence import (
+                ConvergenceConfig,
+                draw,
+                limit_with_control,
+                read_csv,
+                run_convergence,
+                summarize,
+            )
+            from gp_deq.plotting import save_figure
+
+            _check_writable(output)
+            _check_writable(csv)
+            config = ConvergenceConfig.full() if full else ConvergenceConfig()
+            try:
+                config = replace(
+                    config,
+                    seeds=seeds,
+                    num_steps=steps,
+                    widths=tuple(sorted(set(width))) if width else config.widths,
+                    step_sizes=tuple(dict.fromkeys(step_size)) if step_size else config.step_sizes,
+                )
+                read_csv(csv)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+            with _progress(console, len(config.keys)) as advance:
+                summaries = summarize(run_convergence(config, csv, advance))
+            control_limit = limit_with_control()
+            console.print(_convergence_table(summaries, steps))
+            for line in _convergence_notes(summaries, control_limit):
+                console.print(line, highlight=False, soft_wrap=True)
+            save_figure(draw(summaries, control_limit), output)
+        console.print(f"Draws: {csv}", highlight=False, soft_wrap=True)
+        console.print(f"Plot: {output}", highlight=False, soft_wrap=True)
+
     return app
 
 
@@ -223,6 +282,44 @@ def _demo_notes(result: "DemoResult") -> Iterator[str]:
     for kernel in result.kernels:
         values = result.of_kernel(kernel)[0].hyperparameters
         yield f"  {kernel}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+def _convergence_table(summaries: Sequence["Summary"], steps: int) -> "Table":
+    from rich.table import Table
+
+    draws = summaries[0].num_draws
+    over = "one draw" if draws == 1 else f"mean ± 95 % interval over {draws} draws"
+    table = Table(title=f"Gram matrices after {steps} updates: {over}")
+    for name in ("step size", "d", "m", "alignment", "with RBF", "relative error"):
+        table.add_column(name, justify="right")
+    for i, item in enumerate(summaries):
+        last = i + 1 == len(summaries) or summaries[i + 1].step_size != item.step_size
+        table.add_row(
+            f"{item.step_size:g}",
+            str(item.width),
+            str(item.latent_dim),
+            *(_plus_minus(v) for v in (item.alignment, item.control, item.relative_error)),
+            end_section=last,
+        )
+    return table
+
+
+def _plus_minus(value: "Interval") -> str:
+    """A mean with half the length of its interval, or a dash where it is undefined."""
+    if value.mean != value.mean:
+        return "–"
+    half = f" ± {(value.high - value.low) / 2:.4f}" if value.high > value.low else ""
+    return f"{value.mean:.4f}{half}"
+
+
+def _convergence_notes(summaries: Sequence["Summary"], control_limit: float) -> Iterator[str]:
+    yield f"The DEKer kernel with RBF: alignment {control_limit:.4f}."
+    for item in summaries:
+        if item.num_zero:
+            yield (
+                f"Step size {item.step_size:g}, d = {item.width}: the features of all inputs are "
+                f"zero in {item.num_zero} of {item.num_draws} draws, so alignment is undefined."
+            )
 
 
 def _speed_table(records: Sequence["Record"]) -> "Table":

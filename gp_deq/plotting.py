@@ -1,4 +1,4 @@
-"""Figures: predictions with intervals, learned relevances, collapse with depth, speed.
+"""Figures: predictions with intervals, relevances, collapse with depth, convergence, speed.
 
 Every function takes plain data, returns a `matplotlib.figure.Figure` and leaves pyplot alone, so
 nothing here needs a display or changes the caller's figures.
@@ -20,9 +20,11 @@ except ImportError as error:
     raise ImportError('gp_deq.plotting needs matplotlib: pip install "gp_deq[cli]"') from error
 
 __all__ = [
+    "Band",
     "Bar",
     "Predictions",
     "Series",
+    "convergence_figure",
     "demo_figure",
     "depth_figure",
     "predictions_figure",
@@ -77,6 +79,24 @@ class Series(NamedTuple):
     label: str
     x: Sequence[float]
     y: Sequence[float]
+
+
+class Band(NamedTuple):
+    """One line of a plot with a confidence interval around it.
+
+    Args:
+        label: Its name in the legend.
+        x: Abscissae.
+        mean: Ordinates.
+        low: Lower ends of the intervals.
+        high: Upper ends of the intervals.
+    """
+
+    label: str
+    x: Sequence[float]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
@@ -396,4 +416,82 @@ def speed_figure(
             fontsize=8,
             frameon=False,
         )
+    return figure
+
+
+def _draw_band(
+    axes: Axes, band: Band, color: str, marker: str, label: str, line: str = "-"
+) -> None:
+    axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.2, linewidth=0)
+    axes.plot(
+        band.x,
+        band.mean,
+        color=color,
+        marker=marker,
+        markersize=4,
+        linewidth=1.4,
+        linestyle=line,
+        label=label,
+    )
+
+
+def convergence_figure(
+    alignments: Sequence[Band],
+    controls: Sequence[Band],
+    errors: Sequence[Band],
+    control_limit: float,
+    title: str = "",
+) -> Figure:
+    """Alignment with the limiting matrix and with a control, and relative error, against width.
+
+    Args:
+        alignments: Alignment with the limiting matrix, a line for each setting.
+        controls: Alignment with the control, for the same settings.
+        errors: Relative error of the Gram matrix, for the same settings.
+        control_limit: Alignment of the limiting matrix with the control.
+        title: Of the whole figure.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(10.4, 4.2), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=10.5)
+    left, right = figure.subplots(1, 2)
+    for i, (alignment, control, error) in enumerate(zip(alignments, controls, errors)):
+        color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]
+        _draw_band(left, alignment, color, marker, f"with the DEKer kernel, {alignment.label}")
+        _draw_band(left, control, color, marker, f"with RBF (control), {control.label}", "--")
+        _draw_band(right, error, color, marker, error.label)
+    left.axhline(1.0, color="0.4", linewidth=0.7)
+    left.axhline(
+        control_limit, color="0.4", linewidth=1.0, linestyle=":", label="DEKer kernel with RBF"
+    )
+    left.set_ylim(0.0, 1.04)
+    left.set_ylabel("centred kernel alignment", fontsize=9)
+    left.set_title("Alignment of the Gram matrices", fontsize=10)
+    right.set_yscale("log")
+    right.yaxis.set_major_locator(
+        FixedLocator([a * 10.0**k for k in range(-6, 3) for a in (1, 2, 5)])
+    )
+    right.yaxis.set_minor_locator(NullLocator())
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    right.set_ylabel("relative error (Frobenius norm)", fontsize=9)
+    right.set_title("Error of the Gram matrix", fontsize=10)
+    widths = sorted({x for band in (*alignments, *errors) for x in band.x})
+    if widths:
+        low = min(band.mean[-1] for band in errors if band.x)
+        guide = [0.8 * low * (widths[-1] / x) ** 0.5 for x in widths]
+        right.plot(widths, guide, color="0.4", linewidth=1.0, linestyle=":", label="slope −1/2")
+    for axes in (left, right):
+        _plain_log_axis(
+            axes,
+            [a * 10.0**k for k in range(7) for a in (1, 2, 5)],
+        )
+        if widths:
+            axes.set_xlim(widths[0] / 1.1, widths[-1] * 1.1)
+        axes.set_xlabel("width d (observed coordinates), $m = d^{3/2}$ features", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=7.5, frameon=False, loc="best")
+        _style(axes)
     return figure

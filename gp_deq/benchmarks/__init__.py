@@ -1,11 +1,12 @@
 """The experiments behind the claims in the documentation, each runnable from the command line.
 
-==============  ==========================================================================
-module          command
-==============  ==========================================================================
-``demo``        ``gp-deq demo``
-``depth``       ``python -m gp_deq.benchmarks.depth``, which draws
-                ``docs/figures/depth_collapse.png``
-``speed``       ``gp-deq benchmark speed``
-==============  ==========================================================================
+=====================  ===================================================================
+module                 command
+=====================  ===================================================================
+``deker_convergence``  ``gp-deq benchmark deker-convergence``
+``demo``               ``gp-deq demo``
+``depth``              ``python -m gp_deq.benchmarks.depth``, which draws
+                       ``docs/figures/depth_collapse.png``
+``speed``              ``gp-deq benchmark speed``
+=====================  ===================================================================
 """
