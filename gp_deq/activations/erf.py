@@ -102,7 +102,14 @@ class Erf(Activation):
 
     def diagonal_slope(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_slope`."""
-        return (4 / math.pi) / ((1 + 4 * variance).sqrt() * (1 + 2 * variance))
+        return self.diagonal_and_slope(variance)[1]
+
+    def diagonal_and_slope(self, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Activation.diagonal_and_slope`."""
+        double = 2 * variance
+        root = (1 + 2 * double).sqrt()
+        slope = (4 / math.pi) / (root * (1 + double))
+        return torch.atan2(double, root) * (2 / math.pi), slope
 
 
 def determinant(var1: Tensor, var2: Tensor, total: Tensor, sqdist: Tensor, scale: float) -> Tensor:

@@ -61,7 +61,7 @@ def equilibrium_variance(
     if activation.homogeneous:
         return injected / contraction(activation, weight_variance)
     with torch.no_grad():
-        at_zero = activation.diagonal(torch.zeros_like(injected)).sqrt()
+        at_zero = activation.diagonal(injected.new_zeros(1, 1)).sqrt()
         root = weight_variance.sqrt()
         upper = (root * at_zero + injected.sqrt()) / (1 - root * activation.lipschitz)
         lower = injected.expand(upper.shape)

@@ -10,6 +10,9 @@ from torch import Tensor
 from .. import settings
 from .report import SolverMonitor
 
+#: Steps before the bracket shrinks; from good starts no more are needed.
+_PLAIN_STEPS = 4
+
 
 def newton(
     function: Callable[[Tensor], tuple[Tensor, Tensor]],
@@ -22,8 +25,9 @@ def newton(
 ) -> Tensor:
     """Roots of increasing functions, elementwise, without a graph.
 
-    A step that leaves the bracket is replaced by a bisection, so convergence does not depend on
-    the start. All elements stop together, when every step is within the tolerance.
+    The first steps are cut off at the ends of the bracket; after them the bracket shrinks, and a
+    step that leaves it is replaced by a bisection, so convergence does not depend on the start.
+    All elements stop together, when every step is within the tolerance.
 
     Args:
         function: Maps points to values and slopes, all of the shape of ``start``.
@@ -45,11 +49,14 @@ def newton(
     while count < settings.max_solver_iterations.value():
         count += 1
         value, slope = function(point)
-        lower = torch.where(value <= 0, point, lower)
-        upper = torch.where(value >= 0, point, upper)
-        proposal = point - value / slope
-        inside = (proposal >= lower) & (proposal <= upper)
-        proposal = torch.where(inside, proposal, (lower + upper) / 2)
+        if count <= _PLAIN_STEPS:
+            proposal = torch.minimum(torch.maximum(point - value / slope, lower), upper)
+        else:
+            lower = torch.where(value <= 0, point, lower)
+            upper = torch.where(value >= 0, point, upper)
+            proposal = point - value / slope
+            inside = (proposal >= lower) & (proposal <= upper)
+            proposal = torch.where(inside, proposal, (lower + upper) / 2)
         step, point = (proposal - point).abs_(), proposal
         if bool((step <= (limit if count < 10 else torch.maximum(limit, rounding))).all()):
             break
