@@ -30,17 +30,27 @@ def injected_angle(
     """
     versine = pair.versine
     with torch.no_grad():
-        if x1.shape[-1] == 1:
-            wedge = (bias_variance * pair.sqdist).sqrt()
-            theta = torch.atan2(wedge, x1 * x2.mT + bias_variance)
-        else:
-            theta = _between_unit_vectors(x1, x2, bias_variance)
-        root1, root2 = pair.var1.sqrt(), pair.var2.sqrt()
-        theta = torch.where((root1 > 0) & (root2 > 0), theta, angle(versine))
+        theta = exact_angle(x1, x2, bias_variance)
+        known = (pair.var1 > 0) & (pair.var2 > 0)
+        theta = torch.where(known, theta, angle(versine))
         exact = 2 * (theta / 2).sin().square()
     versine = versine + (exact - versine).detach()
     result = angle(versine)
     return result + (theta - result).detach(), versine
+
+
+def exact_angle(x1: Tensor, x2: Tensor, bias_variance: Tensor) -> Tensor:
+    """The angle of :func:`injected_angle`, without a graph; of any size where an input is zero.
+
+    Args:
+        x1: First inputs, ``... x n x d``.
+        x2: Second inputs, ``... x m x d``.
+        bias_variance: ``... x 1 x 1``.
+    """
+    if x1.shape[-1] > 1:
+        return _between_unit_vectors(x1, x2, bias_variance)
+    wedge = bias_variance.sqrt() * (x1 - x2.mT).abs()
+    return torch.atan2(wedge, x1 * x2.mT + bias_variance)
 
 
 def _between_unit_vectors(x1: Tensor, x2: Tensor, bias_variance: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from ..activations.pair_covariance import squared_distance
 from ..activations.piecewise_linear import LeakyReLU, sine_excess_of_angle
 from .angle_fit import STEPS_AT_NODES, fit_angle, newton_step
 from .fixed_point import contraction
+from .homogeneous import HomogeneousSolver
 from .pairwise import Block, take
 from .report import SolverMonitor
 from .solution import Gradients, Side, Slopes
 
 
-class AngleSolver:
+class AngleSolver(HomogeneousSolver):
     r"""DEQ kernels of a homogeneous activation, by the angle of each pair.
 
     With :math:`t = \sin(\theta/2)`, ``t0`` that of the injected input, and the constants of
@@ -50,9 +51,10 @@ class AngleSolver:
         bias_variance: Tensor,
         monitor: SolverMonitor,
     ) -> None:
+        super().__init__(bias_variance)
         self.read_out, self.monitor = read_out, monitor
         self.linear, self.angular = activation.linear_part, activation.angular_part
-        self.weight_variance, self.bias_variance = weight_variance, bias_variance
+        self.weight_variance = weight_variance
         self.gap = contraction(activation, weight_variance)
         self.bend = weight_variance * self.angular
         gaps, bends = self.gap.flatten().tolist(), self.bend.flatten().tolist()
@@ -65,21 +67,9 @@ class AngleSolver:
         self.side2 = self.side1 if x2 is None else self._side(x2)
 
     def _side(self, x: Tensor) -> Side:
-        """The features are the injected inputs, the bias as a coordinate, scaled."""
-        dims = x.shape[-1]
-        injected = x.square().sum(-1, keepdim=True) + self.bias_variance
+        injected, features = self.directions(x, self.fit.reach / 2)
         variance = injected / self.gap
-        zero = injected == 0
-        # a zero input without bias points along a coordinate of its own
-        own = bool(zero.any())
-        inverse = self.fit.reach / 2 / injected.sqrt().masked_fill_(zero, 1.0)
-        unit = x.new_empty(*x.shape[:-1], dims + 1 + own)
-        torch.mul(x, inverse, out=unit[..., :dims])
-        torch.mul(self.bias_variance.sqrt(), inverse, out=unit[..., dims : dims + 1])
-        if own:
-            unit[..., dims + 1 :] = zero.to(x) * self.fit.reach / 2
-        slope = torch.full_like(variance, self.linear)
-        return Side(x, injected, variance, variance.sqrt(), unit, slope * variance, slope)
+        return Side(x, injected, variance, variance.sqrt(), features)
 
     def solve(self, block: Block) -> tuple[Tensor, Slopes]:
         """See :meth:`BlockSolver.solve`."""
@@ -189,23 +179,17 @@ class AngleSolver:
         if only_first:
             return Gradients(by_row, by_row, by_row)
         by_column = product.sum(-2).unsqueeze(-1)
-        if slopes.weight is None:
+        if slopes.other is None:
             product.mul_(slopes.injected)
         else:
-            torch.mul(upstream, slopes.weight, out=product)
+            torch.mul(upstream, slopes.other, out=product)
         return Gradients(by_row, by_column, product.sum((-2, -1), keepdim=True))
 
-    def finish(self, side: Side, total: Tensor, to: Tensor, weighted: Tensor) -> Tensor:
-        r"""Gradients by the variances: :math:`2 v_1 K_{v_1} = K - \kappa b_{12}`.
-
-        This is Euler's theorem: ``K`` is homogeneous of degree one in each injected input.
-        """
-        injected = (to * side.x).sum(-1, keepdim=True) + self.bias_variance * weighted
-        zero = side.variance == 0
-        slope = (total - injected) / (2 * side.variance).masked_fill_(zero, 1.0)
-        return slope.masked_fill_(zero, 0.0)
-
-    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         """From the gradient by ``v = b / (1 - A)`` those by ``b`` and by the weight variance."""
         to_injected = grad / self.gap
         return to_injected, self.linear * (to_injected * side.variance).sum(-2, keepdim=True)
+
+    def hyperparameter_gradients(self, moments: Tensor) -> tuple[Tensor, ...]:
+        """The moment is the gradient by the weight variance."""
+        return (moments,)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..activations.piecewise_linear import sine_excess_of_angle
+from .chebyshev import chebyshev
 from .pairwise import take
 
 #: Nodes of the interpolation.
@@ -86,7 +87,7 @@ def fit_angle(
         epsilon: Relative accuracy wanted: that of the dtype.
         tolerance: Largest last Newton step, should there be one.
     """
-    nodes, transform, monomials = _chebyshev(_NODES)
+    nodes, transform, monomials = chebyshev(_NODES)
     gap = torch.tensor(gaps, dtype=torch.float64).reshape(-1, 1, 1)
     bend = torch.tensor(bends, dtype=torch.float64).reshape(-1, 1, 1)
     reach = (1 + math.pi / 2 * bend / gap).rsqrt()
@@ -168,20 +169,3 @@ def _cheapest(sizes: Tensor, epsilon: float, tolerance: float) -> tuple[int, int
             best = min(best, (degree + _TERMS_OF_A_STEP * steps, degree, steps, tails[degree + 1]))
         wanted = min(math.sqrt(wanted), tolerance / 2) if steps == 0 else math.sqrt(wanted)
     return best[1:]
-
-
-@lru_cache(maxsize=4)
-def _chebyshev(count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes, values to Chebyshev coefficients, and these to coefficients of powers."""
-    index = torch.arange(count)
-    # cos(k (j + 1/2) pi / count), the argument reduced exactly
-    turns = (torch.outer(2 * index + 1, index) % (4 * count)).double()
-    table = (turns * (math.pi / (2 * count))).cos()
-    transform = table * (2 / count)
-    transform[:, 0] /= 2
-    monomials = torch.zeros(count, count, dtype=torch.float64)
-    monomials[0, 0] = monomials[1, 1] = 1
-    for k in range(2, count):
-        monomials[k, 1:] = 2 * monomials[k - 1, :-1]
-        monomials[k] -= monomials[k - 2]
-    return table[:, 1].clone(), transform, monomials

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,13 @@ _ACCURACIES = {1: 1e-3, 2: 1e-6}
 #: Nodes of the polynomials from which they start, and steps to fit these.
 _START_NODES = 6
 _START_STEPS = 3
+
+
+class _Diagonal(NamedTuple):
+    """:math:`g(v)` and its slope for the inputs of a side, ``b x n x 1``."""
+
+    value: Tensor
+    slope: Tensor
 
 
 class DistanceSolver:
@@ -63,17 +71,22 @@ class DistanceSolver:
         else:
             columns = self._solve_variances(injected)
         count = x1.shape[-2]
-        self.side1 = Side(x1, *(value[..., :count, :] for value in columns))
-        rest = (value[..., count:, :] for value in columns)
-        self.side2 = self.side1 if x2 is None else Side(x2, *rest)
+        first = [value[..., :count, :] for value in columns]
+        self.side1, self.diagonal1 = Side(x1, *first[:4]), _Diagonal(*first[4:])
+        self.side2, self.diagonal2 = self.side1, self.diagonal1
+        if x2 is not None:
+            second = [value[..., count:, :] for value in columns]
+            self.side2, self.diagonal2 = Side(x2, *second[:4]), _Diagonal(*second[4:])
         inputs, pairs = injected.shape[-2], count * self.side2.x.shape[-2]
         # a fit for each input pays where each has many partners, and expectations are not cheap
         fitted = not activation.closed_form and pairs > _START_NODES**2 * inputs
-        self.start1 = self._fit_start(self.side1) if fitted else None
-        self.start2 = self._fit_start(self.side2) if fitted and x2 is not None else self.start1
+        self.start1 = self._fit_start(self.side1, self.diagonal1) if fitted else None
+        self.start2 = self.start1
+        if fitted and x2 is not None:
+            self.start2 = self._fit_start(self.side2, self.diagonal2)
 
     def _solve_variances(self, injected: Tensor) -> list[Tensor]:
-        """The fields of a :class:`Side` after the first."""
+        """The fields of a :class:`Side` after the first, then those of a :class:`_Diagonal`."""
         activation = self.activation
         variance = equilibrium_variance(activation, self.weight_variance, injected, self.monitor)
         return [
@@ -84,7 +97,7 @@ class DistanceSolver:
             *activation.diagonal_and_slope(variance),
         ]
 
-    def _fit_start(self, side: Side) -> Tensor:
+    def _fit_start(self, side: Side, diagonal: _Diagonal) -> Tensor:
         """Correlation at equilibrium of two inputs of equal variance, as a polynomial in theirs.
 
         Returns:
@@ -94,13 +107,13 @@ class DistanceSolver:
         nodes = (nodes * (math.pi / _START_NODES)).cos()
         features, weight = side.features.unsqueeze(-2), self.weight_variance.unsqueeze(-1)
         variance = side.variance.unsqueeze(-1).clamp_min(torch.finfo(side.x.dtype).tiny)
-        diagonal = side.diagonal.unsqueeze(-1)
+        square = diagonal.value.unsqueeze(-1)
         same = features.expand(*features.shape[:-2], _START_NODES, -1)
         lower = 2 * side.injected.unsqueeze(-1) * (1 - nodes)
         sqdist = 2 * variance * (1 - nodes)
         for _ in range(_START_STEPS):
             value, slope = self.activation.expectations(features, same, sqdist, 1e-4)
-            change = sqdist - lower - 2 * weight * (diagonal - value)
+            change = sqdist - lower - 2 * weight * (square - value)
             sqdist = (sqdist - change / (1 - weight * slope)).clamp_min(0.0)
         powers = nodes ** torch.arange(_START_NODES, device=nodes.device).unsqueeze(-1)
         return (1 - sqdist / (2 * variance)) @ torch.linalg.inv(powers)
@@ -133,7 +146,8 @@ class DistanceSolver:
         widest = (side1.root + side2.root.mT).square_()
         upper = torch.minimum(lower * take(self.widening, along), widest)
         total = side1.variance + side2.variance.mT
-        constant = weight * (side1.diagonal + side2.diagonal.mT) + lower
+        diagonals = self.diagonal1.value[along, down] + self.diagonal2.value[along, across].mT
+        constant = weight * diagonals + lower
 
         def newton_step(
             sqdist: Tensor, accuracy: float | None = None
@@ -198,7 +212,12 @@ class DistanceSolver:
         """Gradients by the variances: the sums as they are."""
         return total
 
-    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         """From the gradient by ``v = w g(v) + b`` those by ``b`` and by the weight variance."""
-        to_injected = grad / (1 - self.weight_variance * side.diagonal_slope)
-        return to_injected, (to_injected * side.diagonal).sum(-2, keepdim=True)
+        diagonal = self.diagonal1 if side is self.side1 else self.diagonal2
+        to_injected = grad / (1 - self.weight_variance * diagonal.slope)
+        return to_injected, (to_injected * diagonal.value).sum(-2, keepdim=True)
+
+    def hyperparameter_gradients(self, moments: Tensor) -> tuple[Tensor, ...]:
+        """The moment is the gradient by the weight variance."""
+        return (moments,)

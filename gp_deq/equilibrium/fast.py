@@ -15,39 +15,49 @@ Blocks are solved by an :class:`~gp_deq.equilibrium.angle.AngleSolver` or a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .pairwise import PairFunction, differentiate, flatten_batches, visits, write
+from .pairwise import (
+    PairFunction,
+    differentiate,
+    flatten_batches,
+    pairwise,
+    visits,
+    write,
+)
 from .report import SolverMonitor
 from .solution import BlockSolver, Side, Slopes
 
 
-def fast_equilibrium_matrix(
-    make_solver: Callable[..., BlockSolver],
+def fast_matrix(
+    make_solver: Callable[..., BlockSolver | None],
     reference: PairFunction,
     x1: Tensor,
     x2: Tensor | None,
-    weight_variance: Tensor,
-    bias_variance: Tensor,
+    hyperparameters: Sequence[Tensor],
     monitor: SolverMonitor,
 ) -> Tensor:
     """Kernel matrix of all pairs, ``... x n x m``, batch dimensions broadcast.
 
     Args:
-        make_solver: A solver's class, its first arguments bound.
+        make_solver: A solver's class, its first arguments bound. It takes inputs, hyperparameters
+            and monitor; None from it leaves the work to ``reference``.
         reference: The same kernel as a differentiable function, for higher derivatives.
         x1: Scaled inputs, ``... x n x d``.
         x2: Scaled inputs, ``... x m x d``; None for ``x1`` again, which makes the matrix symmetric.
-        weight_variance: ``... x 1 x 1``.
-        bias_variance: ``... x 1 x 1``.
+        hyperparameters: ``... x 1 x 1``, the bias variance last.
         monitor: Collects the record of the solves.
     """
-    batch, points, hyperparameters = flatten_batches((x1, x2), (weight_variance, bias_variance))
-    result = _FastMatrix.apply(make_solver, reference, monitor, *points, *hyperparameters)
+    batch, points, values = flatten_batches((x1, x2), hyperparameters)
+    with torch.no_grad():
+        solver = make_solver(*points, *values, monitor)
+    if solver is None:
+        return pairwise(reference, x1, x2, *hyperparameters)
+    result = _FastMatrix.apply(solver, reference, *points, *values)
     return result.reshape(*batch, *result.shape[-2:])
 
 
@@ -55,15 +65,12 @@ class _FastMatrix(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        make_solver: Callable[..., BlockSolver],
+        solver: BlockSolver,
         reference: PairFunction,
-        monitor: SolverMonitor,
         x1: Tensor,
         x2: Tensor | None,
-        weight_variance: Tensor,
-        bias_variance: Tensor,
+        *hyperparameters: Tensor,
     ) -> Tensor:
-        solver = make_solver(x1, x2, weight_variance, bias_variance, monitor)
         count, rows = x1.shape[:2]
         columns = rows if x2 is None else x2.shape[1]
         matrix = x1.new_empty(count, rows, columns)
@@ -72,36 +79,38 @@ class _FastMatrix(torch.autograd.Function):
             value, slopes = solver.solve(block)
             write(matrix, block, value, symmetric=x2 is None)
             saved.extend(slopes)
-        ctx.reference, ctx.solver = reference, solver
-        ctx.save_for_backward(x1, x2, weight_variance, bias_variance, matrix, *saved)
+        ctx.reference, ctx.solver, ctx.num_inputs = reference, solver, 2 + len(hyperparameters)
+        ctx.save_for_backward(x1, x2, *hyperparameters, matrix, *saved)
         return matrix
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, (matrix, *saved) = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        needed = ctx.needs_input_grad[3:]
+        inputs = ctx.saved_tensors[: ctx.num_inputs]
+        matrix, *saved = ctx.saved_tensors[ctx.num_inputs :]
+        needed = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            return (None,) * 3 + differentiate(ctx.reference, inputs, needed, grad)
+            return (None,) * 2 + differentiate(ctx.reference, inputs, needed, grad)
         slopes = [Slopes(*pair) for pair in zip(saved[::2], saved[1::2], strict=True)]
         found = _pull_back(ctx.solver, inputs, grad, matrix, slopes, needed)
-        return (None,) * 3 + found
+        return (None,) * 2 + found
 
 
 def _pull_back(
     solver: BlockSolver,
-    inputs: tuple[Tensor, Tensor | None, Tensor, Tensor],
+    inputs: tuple[Tensor | None, ...],
     grad: Tensor,
     matrix: Tensor,
     slopes: list[Slopes],
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients by both inputs, the weight variance and the bias variance."""
-    x1, x2, weight_variance, bias_variance = inputs
+    """Gradients by both inputs and the hyperparameters."""
+    x1, x2 = inputs[:2]
+    assert x1 is not None
     rows = _Sums(solver.side1)
     columns = rows if x2 is None else _Sums(solver.side2)
     # an acquisition function asks for the gradient by its test points alone
     only_first = x2 is not None and not any(needed[1:])
-    weight = x1.new_zeros(x1.shape[0], 1, 1)
+    parts = []
     for block, slope in zip(visits(x1, x2), slopes, strict=True):
         along, down, across = block
         upstream = grad[block]
@@ -116,20 +125,28 @@ def _pull_back(
             continue
         columns.add(along, across, weighted, rows.side.x[along, down])
         columns.variance[along, across] += found.variance2
-        weight[along] += found.weight
-    grads = []
+        parts.append((along, found.moments))
+    grads: list[Tensor | None] = []
     # a pair's injected covariance contains the bias variance once
     bias = rows.weights.sum(-2, keepdim=True) / (2 if x2 is None else 1)
+    everywhere = slice(None)
     for sums in (rows, columns)[: 1 if only_first or x2 is None else 2]:
         by_variance = solver.finish(sums.side, sums.variance, sums.products, sums.weights)
-        by_injected, by_weight = solver.injected_gradient(sums.side, by_variance)
+        by_injected, by_side = solver.injected_gradient(sums.side, by_variance)
         grads.append(sums.products.add_(2 * by_injected * sums.side.x))
-        bias, weight = bias + by_injected.sum(-2, keepdim=True), weight + by_weight
-    return (
-        grads[0],
-        grads[1] if len(grads) > 1 else None,
-        weight.sum_to_size(weight_variance.shape),
-        bias.sum_to_size(bias_variance.shape),
+        bias = bias + by_injected.sum(-2, keepdim=True)
+        if by_side is not None:
+            parts.append((everywhere, by_side))
+    if only_first or not parts:
+        return (*grads, *[None] * (len(inputs) - len(grads)))
+    grads += [None] * (2 - len(grads))
+    moments = x1.new_zeros(x1.shape[0], *parts[0][1].shape[1:])
+    for along, part in parts:
+        moments[along] += part
+    grads += [*solver.hyperparameter_gradients(moments), bias]
+    return tuple(
+        grad if grad is None or given is None else grad.sum_to_size(given.shape)
+        for grad, given in zip(grads, inputs, strict=True)
     )
 
 

@@ -79,6 +79,7 @@ def equilibrium_variance(
             start,
             rounding(activation, weight_variance),
             monitor,
+            plain_steps=4,
         )
     return _ImplicitVariance.apply(variance, activation, weight_variance, injected)
 

@@ -10,9 +10,6 @@ from torch import Tensor
 from .. import settings
 from .report import SolverMonitor
 
-#: Steps before the bracket shrinks; from good starts no more are needed.
-_PLAIN_STEPS = 4
-
 
 def newton(
     function: Callable[[Tensor], tuple[Tensor, Tensor]],
@@ -22,12 +19,13 @@ def newton(
     scale: Tensor,
     noise: float,
     monitor: SolverMonitor,
+    plain_steps: int = 0,
 ) -> Tensor:
     """Roots of increasing functions, elementwise, without a graph.
 
-    The first steps are cut off at the ends of the bracket; after them the bracket shrinks, and a
-    step that leaves it is replaced by a bisection, so convergence does not depend on the start.
-    All elements stop together, when every step is within the tolerance.
+    The bracket shrinks with each step, and a step that leaves it is replaced by a bisection, so
+    convergence does not depend on the start. All elements stop together, when every step is within
+    the tolerance.
 
     Args:
         function: Maps points to values and slopes, all of the shape of ``start``.
@@ -38,6 +36,8 @@ def newton(
         noise: Rounding level of the steps, also relative to ``scale``. After ten steps, steps
             within it are accepted too.
         monitor: Is told iterations and last steps.
+        plain_steps: Number of first steps that are only cut off at the ends of the bracket, which
+            is cheaper and does for functions without another root there.
 
     Returns:
         The roots.
@@ -49,7 +49,7 @@ def newton(
     while count < settings.max_solver_iterations.value():
         count += 1
         value, slope = function(point)
-        if count <= _PLAIN_STEPS:
+        if count <= plain_steps:
             proposal = torch.minimum(torch.maximum(point - value / slope, lower), upper)
         else:
             lower = torch.where(value <= 0, point, lower)

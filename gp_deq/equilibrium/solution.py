@@ -17,8 +17,6 @@ class Side(NamedTuple):
     variance: Tensor
     root: Tensor
     features: Tensor
-    diagonal: Tensor
-    diagonal_slope: Tensor
 
     def take(self, along: slice, rows: slice) -> Side:
         """A part of the batches and of the inputs."""
@@ -30,20 +28,26 @@ class Slopes(NamedTuple):
 
     Args:
         injected: Derivative by the injected covariance at fixed variances.
-        weight: Derivative by the weight variance at fixed variances, unless it is
-            ``injected * K``.
+        other: What the solver needs for the derivatives by its hyperparameters, if that is more.
     """
 
     injected: Tensor
-    weight: Tensor | None = None
+    other: Tensor | None = None
 
 
 class Gradients(NamedTuple):
-    """Contributions of a block to the gradients by the variances and by the weight variance."""
+    """Contributions of a block to gradients.
+
+    Args:
+        variance1: By the variances of the first inputs, ``b x n x 1``.
+        variance2: By those of the second.
+        moments: From whose sum the solver makes the gradients by its hyperparameters,
+            ``b x 1 x k``.
+    """
 
     variance1: Tensor
     variance2: Tensor
-    weight: Tensor
+    moments: Tensor
 
 
 class BlockSolver(Protocol):
@@ -64,7 +68,7 @@ class BlockSolver(Protocol):
         slopes: Slopes,
         only_first: bool,
     ) -> Gradients:
-        """Contributions of a block, whose :meth:`finish` makes gradients.
+        """Contributions of a block to gradients.
 
         Args:
             block: Its place.
@@ -85,5 +89,8 @@ class BlockSolver(Protocol):
             weighted: Sums of ``weighted``, ``b x n x 1``.
         """
 
-    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """From the gradient by the variances those by the injected ones and weight variance."""
+    def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """From the gradient by the variances of a side those by the injected ones, and moments."""
+
+    def hyperparameter_gradients(self, moments: Tensor) -> tuple[Tensor, ...]:
+        """Gradients by the hyperparameters but the bias variance, from all moments together."""

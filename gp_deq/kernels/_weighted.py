@@ -16,7 +16,7 @@ from ..activations.piecewise_linear import LeakyReLU
 from ..equilibrium import SolverMonitor
 from ..equilibrium.angle import AngleSolver
 from ..equilibrium.distance import DistanceSolver
-from ..equilibrium.fast import fast_equilibrium_matrix
+from ..equilibrium.fast import fast_matrix
 from ..equilibrium.solution import BlockSolver
 from ._base import NeuralKernel
 from .constraints import BelowCritical
@@ -138,7 +138,4 @@ class EquilibriumKernel(WeightedKernel):
         else:
             return super()._evaluate(z1, z2, hyperparameters, monitor)
         reference = self._pair_function(SolverMonitor())
-        weight_variance, bias_variance = hyperparameters
-        return fast_equilibrium_matrix(
-            make_solver, reference, z1, z2, weight_variance, bias_variance, monitor
-        )
+        return fast_matrix(make_solver, reference, z1, z2, hyperparameters, monitor)

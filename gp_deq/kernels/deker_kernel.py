@@ -17,15 +17,19 @@ from ..activations.injected import injected_angle
 from ..activations.pair_covariance import safe_sqrt
 from ..activations.piecewise_linear import ReLU
 from ..equilibrium import SolverMonitor
+from ..equilibrium.fast import fast_matrix
 from ..equilibrium.gradient_angles import (
     LINEAR,
     RECTIFIED,
+    Features,
     feature_versine,
     settle_angles,
+    settled_unit_gain,
     update_angles,
 )
 from ..equilibrium.gradient_updates import FeatureMoments, settle_pairs, update_pairs
 from ..equilibrium.pairwise import PairFunction
+from ..equilibrium.profile import ProfileSolver, fit_profile
 from ._base import NeuralKernel
 from .constraints import AboveCritical, NonNegative
 
@@ -33,6 +37,8 @@ from .constraints import AboveCritical, NonNegative
 FEATURES = ("relu", "linear")
 #: Values of identical inputs.
 COINCIDENT = ("continuous", "sgd")
+#: Updates after which the kernel is still interpolated in a root of the angle.
+_INTERPOLATED_STEPS = 5
 
 
 class DEKerKernel(NeuralKernel):
@@ -240,7 +246,10 @@ class DEKerKernel(NeuralKernel):
         monitor: SolverMonitor,
     ) -> Tensor:
         if isinstance(self.features, str):
-            return super()._evaluate(z1, z2, hyperparameters, monitor)
+            if not self.link.homogeneous:
+                return super()._evaluate(z1, z2, hyperparameters, monitor)
+            reference = self._pair_function(monitor)
+            return fast_matrix(self._make_solver, reference, z1, z2, hyperparameters, monitor)
         # the features have hyperparameters of their own, and so are evaluated once, for all pairs
         others = z1 if z2 is None else z2
         value = self._pair_function(monitor)(z1, others, *hyperparameters)
@@ -248,6 +257,47 @@ class DEKerKernel(NeuralKernel):
             return value
         upper = torch.ones(value.shape[-2:], dtype=torch.bool, device=value.device).triu_()
         return torch.where(upper, value, value.mT)
+
+    def _make_solver(
+        self,
+        z1: Tensor,
+        z2: Tensor | None,
+        regularization: Tensor,
+        feature_scale: Tensor,
+        bias_variance: Tensor,
+        monitor: SolverMonitor,
+    ) -> ProfileSolver | None:
+        def profile(theta: Tensor, regularization: Tensor, feature_scale: Tensor) -> Tensor:
+            versine = 2 * (theta / 2).sin().square()
+            one = torch.ones_like(theta)
+            unit = PairCovariance(one, one, 2 * versine, torch.zeros_like(theta))
+            return self._homogeneous(
+                unit, theta, versine, regularization, feature_scale, False, monitor
+            )
+
+        finite = self.num_steps is not None
+        if self.num_steps is not None and self.num_steps > _INTERPOLATED_STEPS:
+            return None
+        # each update but the first takes a root of small angles
+        roots = self.num_steps - 1 if self.num_steps is not None else 0
+        knee = -1 - 2 / max(roots, 1e-3) ** 1.6 if finite else 0.4
+        given = (regularization, feature_scale)
+        fit = fit_profile(profile, given, roots, cusp=finite, knee=knee)
+        if fit is None:
+            return None
+        identical = None
+        if self.coincident == "sgd" and not finite:
+            with torch.enable_grad():
+                identical = self._settled_gain(*fit.given)
+        return ProfileSolver(fit, identical, z1, z2, bias_variance)
+
+    def _settled_gain(self, regularization: Tensor, feature_scale: Tensor) -> Tensor:
+        unit_gain = settled_unit_gain(self._moments, self.step_size, regularization)
+        return unit_gain * feature_scale.square()
+
+    @property
+    def _moments(self) -> Features:
+        return LINEAR if self.features == "linear" else RECTIFIED
 
     def _pair_function(self, monitor: SolverMonitor, coincident: str | None = None) -> PairFunction:
         identical = (coincident or self.coincident) == "sgd"
@@ -276,7 +326,7 @@ class DEKerKernel(NeuralKernel):
         identical: bool,
         monitor: SolverMonitor,
     ) -> Tensor:
-        features = LINEAR if self.features == "linear" else RECTIFIED
+        features = self._moments
         scale = safe_sqrt(injected.var1) * safe_sqrt(injected.var2)
         if self.num_steps is not None:
             gain, versine = update_angles(
