@@ -27,6 +27,7 @@ from gp_deq.activations.injected import injected_angle
 from gp_deq.equilibrium import ConvergenceWarning, SolverMonitor
 from gp_deq.equilibrium.gradient_angles import above_critical
 from gp_deq.equilibrium.gradient_updates import update_pairs
+from gp_deq.equilibrium.pairwise import pairwise
 
 LINK_NAMES = ["relu", "identity", "logistic", "tanh", "softplus-gaussian"]
 STEPS = [1, 2, 5, 20, None]
@@ -893,3 +894,66 @@ def test_fit_does_not_collapse_to_noise(link: str, steps: int | None) -> None:
     explained = 1 - (mean - y[test]).square().mean() / y[test].var()
     assert explained > 0.35  # a linear model explains 0.45 or so
     assert model.likelihood.noise.item() < 0.8
+
+
+# ------------------------------------------------------------------------------------------
+# The fast path against the reference
+# ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, None])
+@both_features
+@pytest.mark.parametrize("factor", [1.0001, 1.5, 50.0])
+@pytest.mark.parametrize("shape", ["square", "rectangle", "batch", "tiles"])
+def test_fast_path_and_reference(
+    steps: int | None, features: str, factor: float, shape: str
+) -> None:
+    """Values to rounding, derivatives to the accuracy of the series of slopes, 1e-11."""
+    coincident = "sgd" if shape == "square" else "continuous"
+    kernel = DEKerKernel(
+        features=features, num_steps=steps, ard_num_dims=3, coincident=coincident
+    ).double()
+    kernel.regularization = factor * kernel.critical_regularization
+    kernel.bias_variance = 0.3
+    if shape == "batch":
+        kernel = kernel.expand_batch(2, 2)
+        kernel.raw_regularization.data = kernel.raw_regularization.data.contiguous()
+        kernel.raw_regularization.data[1, 0] += 0.5
+    generator = torch.Generator().manual_seed(0)
+
+    def points(*size: int) -> Tensor:
+        return torch.randn(*size, 3, dtype=torch.float64, generator=generator)
+
+    leading = {"batch": (2, 1, 9), "tiles": (300,)}.get(shape, (12,))
+    x1 = points(*leading)
+    x1[..., 3, :] = x1[..., 5, :]
+    x1.requires_grad_()
+    x2 = None if shape in ("square", "tiles") else points(*leading[:-1], 7).requires_grad_()
+    leaves = [x1, *([] if x2 is None else [x2]), *kernel.parameters()]
+    fast = kernel.forward(x1, x1 if x2 is None else x2)
+    hyperparameters = [kernel._hyperparameter(name) for name in kernel._hyperparameters]
+    slow = pairwise(
+        kernel._pair_function(SolverMonitor()),
+        kernel._scale(x1),
+        None if x2 is None else kernel._scale(x2),
+        *hyperparameters,
+    )
+    assert kernel.solver_report.converged
+    assert "_FastMatrix" in str(fast.grad_fn.next_functions) + str(fast.grad_fn)
+    size = slow.detach().abs().max()
+    assert (fast - slow).abs().max() <= 1e-13 * size
+    upstream = torch.randn(fast.shape, dtype=torch.float64, generator=generator)
+    pairs = zip(
+        torch.autograd.grad((fast * upstream).sum(), leaves),
+        torch.autograd.grad((slow * upstream).sum(), leaves),
+        strict=True,
+    )
+    for actual, expected in pairs:
+        assert (actual - expected).abs().max() <= 1e-8 * expected.abs().max()
+
+
+def test_many_updates_take_the_reference() -> None:
+    """Roots of roots of an angle have no series of a reasonable degree."""
+    kernel = DEKerKernel(num_steps=20).double()
+    value = kernel.forward(*2 * [torch.randn(5, 2, dtype=torch.float64)])
+    assert "_Pairwise" in str(value.grad_fn.next_functions) + str(value.grad_fn)
