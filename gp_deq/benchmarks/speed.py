@@ -41,7 +41,7 @@ import gpytorch
 import torch
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 
-from gp_deq.kernels import DEQNNGPKernel, DEQNTKKernel, NNGPKernel
+from gp_deq.kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel
 
 try:
     from botorch.models.kernels import InfiniteWidthBNNKernel
@@ -84,9 +84,15 @@ def _infinite_width_bnn(ard_num_dims: int, depth: int) -> Kernel:
     return InfiniteWidthBNNKernel(depth=depth)  # without lengthscales
 
 
+def _deker_steps(ard_num_dims: int) -> Kernel:
+    return DEKerKernel(num_steps=3, ard_num_dims=ard_num_dims)
+
+
 _FAMILIES: Mapping[str, Callable[..., Kernel]] = {
     "DEQ-NNGP": DEQNNGPKernel,
     "DEQ-NTK": DEQNTKKernel,
+    "DEKer": DEKerKernel,
+    "DEKer, 3 steps": _deker_steps,
     "NNGP": NNGPKernel,
     "Matérn-5/2": _matern,
     "RBF": RBFKernel,
@@ -99,7 +105,8 @@ class KernelSpec:
     """A kernel by name, so that it can be built in another process.
 
     Args:
-        family: ``"DEQ-NNGP"``, ``"DEQ-NTK"``, ``"NNGP"``, or one of the peers ``"Matérn-5/2"``,
+        family: ``"DEQ-NNGP"``, ``"DEQ-NTK"``, ``"DEKer"`` (fixed point, link and features "relu"),
+            ``"DEKer, 3 steps"``, ``"NNGP"``, or one of the peers ``"Matérn-5/2"``,
             ``"RBF"``, ``"InfiniteWidthBNN"``.
         activation: Of this package's kernels.
         depth: Of the finite-depth kernels.
@@ -167,6 +174,7 @@ def _nngp(depth: int) -> KernelSpec:
 
 
 _DEQ_NTK = KernelSpec("DEQ-NTK", "relu")
+_DEKERS = (KernelSpec("DEKer"), KernelSpec("DEKer, 3 steps"))
 _ACTIVATIONS = ("relu", "erf", "gelu", "sin", "tanh", "sigmoid", "silu", "softplus", "elu")
 
 
@@ -228,7 +236,7 @@ class SpeedConfig:
         ours = [_deq(activation) for activation in _ACTIVATIONS]
         ours[1:1] = [_deq("relu", 1.98), _DEQ_NTK]
         finite = [_nngp(depth) for depth in (3, 10)]
-        return [MATERN, RBF, infinite_width_bnn(3), *ours, *finite]
+        return [MATERN, RBF, infinite_width_bnn(3), *ours, *_DEKERS, *finite]
 
     @property
     def size_kernels(self) -> list[KernelSpec]:
@@ -241,6 +249,7 @@ class SpeedConfig:
             _DEQ_NTK,
             _deq("erf"),
             _deq("tanh"),
+            *_DEKERS,
         ]
 
     @property
@@ -662,6 +671,7 @@ def check_targets(records: Sequence[Record], n: int) -> list[Target]:
     targets = []
     bounds = {relu: 1.0, _deq("relu", 1.98).label: 1.1, _DEQ_NTK.label: 2.0, _deq("erf").label: 2.5}
     bounds |= {_deq(name).label: 6.0 for name in ("tanh", "sigmoid", "silu", "softplus", "elu")}
+    bounds |= {spec.label: 3.0 for spec in _DEKERS}
     for pages in ("main", "kept-pages"):
         there = {r.kernel: r for r in records if r.section == pages}
         where = {"main": "fresh pages", "kept-pages": "kept pages"}[pages]
@@ -673,7 +683,8 @@ def check_targets(records: Sequence[Record], n: int) -> list[Target]:
     for activation, bound in (("relu", 2.0), ("erf", 3.0)):
         label = _deq(activation).label
         targets.append(Target(f"{label}: t-batch time / Matérn-5/2", bound, batch[label].ratio))
-    for label, bound in ((relu, 0.5), (_DEQ_NTK.label, 2.0)):
+    memory = {relu: 0.5, _DEQ_NTK.label: 2.0} | {spec.label: 2.0 for spec in _DEKERS}
+    for label, bound in memory.items():
         if ("memory-n", label, n) in found:
             ratio = found["memory-n", label, n].ratio
             targets.append(Target(f"{label}: peak memory / Matérn-5/2", bound, ratio))
