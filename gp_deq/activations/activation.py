@@ -58,8 +58,8 @@ class Activation(ABC):
             features1: :meth:`features` of the first inputs, ``... x n x f``.
             features2: :meth:`features` of the second inputs, ``... x m x f``.
             sqdist: Squared distances of the pre-activations, ``... x n x m``.
-            accuracy: Error allowed, relative to the largest ``G`` and ``P``; None for rounding.
-                Closed forms have no use for it.
+            accuracy: Error allowed in ``G``, relative to the largest; its square root in ``P``,
+                which multiplies small steps. None for rounding. Closed forms have no use for it.
 
         Returns:
             ``G`` and ``P``, each ``... x n x m``.

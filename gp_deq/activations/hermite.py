@@ -87,9 +87,10 @@ class Hermite(Activation):
         _, _, value2, slope2 = self._split(features2)
         correlation = self._correlation(features1, features2, sqdist)
         slope1, slope2 = slope1[..., : self.degree], slope2[..., : self.degree]
+        root = None if accuracy is None else accuracy**0.5
         return (
             power_series(value1, value2, correlation, accuracy),
-            power_series(slope1, slope2, correlation, accuracy),
+            power_series(slope1, slope2, correlation, root),
         )
 
     def variance_slopes(

@@ -20,7 +20,7 @@ from .solution import Gradients, Side, Slopes
 #: Newton steps without a bracket before the safeguarded iteration takes over.
 _PLAIN_STEPS = 8
 #: Accuracy to which the first of them need the expectations.
-_ACCURACIES = {1: 1e-3, 2: 1e-6}
+_ACCURACIES = {1: 1e-4, 2: 1e-9}
 #: Nodes of the polynomials from which they start, and steps to fit these.
 _START_NODES = 6
 _START_STEPS = 3
