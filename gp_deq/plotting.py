@@ -1,4 +1,4 @@
-"""Figures: predictions with intervals, relevances, collapse with depth, convergence, speed.
+"""Figures: predictions, relevances, collapse with depth, convergence, close inputs, speed.
 
 Every function takes plain data, returns a `matplotlib.figure.Figure` and leaves pyplot alone, so
 nothing here needs a display or changes the caller's figures.
@@ -24,6 +24,7 @@ __all__ = [
     "Bar",
     "Predictions",
     "Series",
+    "coincident_figure",
     "convergence_figure",
     "demo_figure",
     "depth_figure",
@@ -493,5 +494,72 @@ def convergence_figure(
         axes.set_xlabel("width d (observed coordinates), $m = d^{3/2}$ features", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.legend(fontsize=7.5, frameon=False, loc="best")
+        _style(axes)
+    return figure
+
+
+def coincident_figure(
+    angles: Sequence[float],
+    settled: Mapping[float, Sequence[float]],
+    limits: Mapping[float, float],
+    updated: Mapping[int, Sequence[float]],
+    regularization: float,
+) -> Figure:
+    """Correlation of two inputs against their angle: at the fixed point, and after updates.
+
+    Args:
+        angles: Of the inputs, positive and increasing.
+        settled: For each regularization, the correlations at the fixed point.
+        limits: For each regularization, the limit of these correlations.
+        updated: For each number of updates, the correlations.
+        regularization: That of ``updated``; its fixed point is drawn for comparison.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(12.4, 4.1), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    both = [-angle for angle in reversed(angles)] + list(angles)
+    colors = dict(zip(settled, itertools.cycle(_COLORS)))
+    for lam, values in settled.items():
+        label = f"$\\lambda$ = {lam:g}"
+        curve = [*reversed(values), *values]
+        left.plot(both, curve, color=colors[lam], linewidth=1.5, label=label)
+        left.plot([0.0], [limits[lam]], color=colors[lam], marker="o", markersize=5.5)
+    left.plot([], [], color="0.3", marker="o", markersize=5.5, linestyle="", label='"continuous"')
+    ring = {"marker": "o", "markersize": 6.5, "markerfacecolor": "white", "linestyle": ""}
+    left.plot([0.0], [1.0], color="0.3", markeredgewidth=1.4, label='"sgd", any $\\lambda$', **ring)
+    left.set_title("Fixed point", fontsize=10)
+
+    shades = dict(zip(updated, itertools.cycle(_COLORS)))
+    for steps, values in updated.items():
+        line = {"color": shades[steps], "linewidth": 1.5}
+        middle.plot(both, [*reversed(values), *values], label=f"T = {steps}", **line)
+        slope = f"1/{2 ** (steps - 1)}" if steps > 1 else "1"
+        distances = [1 - value for value in values]
+        right.plot(angles, distances, label=f"T = {steps}, slope {slope}", **line)
+    if regularization in settled:
+        values = settled[regularization]
+        line = {"color": "black", "linewidth": 1.5, "linestyle": "--", "label": "fixed point"}
+        middle.plot(both, [*reversed(values), *values], **line)
+        right.plot(angles, [1 - value for value in values], **line)
+    middle.set_title(f"After T updates, $\\lambda$ = {regularization:g}", fontsize=10)
+    right.set_title("The same near zero, log axes", fontsize=10)
+    for axes in (left, middle):
+        axes.set_xlim(-1.55, 1.55)
+        axes.set_xlabel("angle of the inputs", fontsize=9)
+        axes.set_ylabel("correlation r of the features", fontsize=9)
+    low = min(min(values) for values in (*settled.values(), *updated.values()))
+    for axes in (left, middle):
+        axes.set_ylim(min(low - 0.02, 0.0), 1.05)
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlim(min(angles), max(angles))
+    right.set_ylim(1e-8, 2.0)
+    right.set_xlabel("angle of the inputs", fontsize=9)
+    right.set_ylabel("1 − r", fontsize=9)
+    for axes in (left, middle, right):
+        axes.tick_params(which="both", labelsize=8)
+        axes.legend(fontsize=8, frameon=False, loc="best")
         _style(axes)
     return figure

@@ -143,3 +143,22 @@ def test_convergence(tmp_path: Path) -> None:
     _check_png(figure, tmp_path / "c.png", 1040, 420)
     nowhere = near._replace(x=(), mean=(), low=(), high=())  # undefined at every width
     plotting.convergence_figure([nowhere], [nowhere], [error], 0.45)
+
+
+def test_coincident(tmp_path: Path) -> None:
+    settled = {1.0: (0.65, 0.6, 0.1), 2.0: (0.72, 0.7, 0.2)}
+    updated = {1: (0.999, 0.99, 0.2), 3: (0.9, 0.8, 0.15)}
+    figure = plotting.coincident_figure(
+        (1e-3, 1e-2, 1.0), settled, {1.0: 0.65, 2.0: 0.72}, updated, 1.0
+    )
+    left, middle, right = figure.axes
+    assert list(left.lines[0].get_xdata()) == [-1.0, -1e-2, -1e-3, 1e-3, 1e-2, 1.0]
+    assert list(left.lines[0].get_ydata()) == [0.1, 0.6, 0.65, 0.65, 0.6, 0.1]
+    assert list(left.lines[1].get_ydata()) == [0.65]  # the value of identical inputs
+    labels = [text.get_text() for text in middle.get_legend().get_texts()]
+    assert labels == ["T = 1", "T = 3", "fixed point"]
+    assert list(right.lines[1].get_ydata()) == pytest.approx([0.1, 0.2, 0.85])
+    slopes = [text.get_text() for text in right.get_legend().get_texts()]
+    assert slopes == ["T = 1, slope 1", "T = 3, slope 1/4", "fixed point"]
+    assert right.get_xscale() == right.get_yscale() == "log"
+    _check_png(figure, tmp_path / "c.png", 1240, 410)

@@ -79,7 +79,7 @@ class ExponentialFamilyLink:
 
     @property
     def critical_regularization(self) -> float:
-        r"""Regularization above which the updates have a fixed point.
+        r"""Regularization above which the updates have a fixed point, if :math:`\rho` is bounded.
 
         It is the least upper bound :math:`L_\sigma` of :math:`|\sigma'|`. Where :math:`\rho` is
         constant the fixed point is also unique: the update of :math:`\sqrt{\psi(x, x)}` and then

@@ -3,6 +3,8 @@
 =====================  ===================================================================
 module                 command
 =====================  ===================================================================
+``coincident``         ``python -m gp_deq.benchmarks.coincident``, which draws
+                       ``docs/figures/deker_coincident.png``
 ``deker_convergence``  ``gp-deq benchmark deker-convergence``
 ``demo``               ``gp-deq demo``
 ``depth``              ``python -m gp_deq.benchmarks.depth``, which draws

@@ -1,0 +1,153 @@
+r"""Close inputs under the DEKer kernel: what the value at identical inputs is the limit of.
+
+Two unit vectors approach each other. After finitely many stochastic gradient updates the
+correlation of their features tends to one, but slowly: :math:`1 - r` falls like the angle to the
+power :math:`2^{1 - T}`. At the fixed point it tends to a number :math:`r_c` below one that depends
+on the regularization and the features alone, while an input with itself has the correlation one.
+
+The figure in the documentation is drawn, and its table of :math:`r_c` printed, by::
+
+    python -m gp_deq.benchmarks.coincident --output docs/figures/deker_coincident.png
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gp_deq.kernels import DEKerKernel
+
+__all__ = [
+    "DEFAULT_ANGLES",
+    "CoincidentCurves",
+    "coincident_correlation",
+    "correlation_against_angle",
+]
+
+#: From about 1e-12 to a right angle, thirty to a decade.
+DEFAULT_ANGLES = tuple(math.pi / 2 * 10.0 ** (k / 30) for k in range(-366, 1))
+_TABLE = (0.75, 1.0, 1.5, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class CoincidentCurves:
+    """Correlations of two unit vectors.
+
+    Args:
+        angles: Between them, increasing.
+        settled: For each regularization, the correlations at the fixed point.
+        limits: For each of these, the limit for identical inputs, :math:`r_c`.
+        updated: For each number of updates, the correlations at ``regularization``.
+        regularization: That of ``updated``, and one of those of ``settled``.
+    """
+
+    angles: tuple[float, ...]
+    settled: dict[float, tuple[float, ...]]
+    limits: dict[float, float]
+    updated: dict[int, tuple[float, ...]]
+    regularization: float
+
+
+def _kernel(features: str, regularization: float, num_steps: int | None = None) -> DEKerKernel:
+    kernel = DEKerKernel(features=features, num_steps=num_steps, coincident="sgd").double()
+    kernel.initialize(
+        lengthscale=1.0, regularization=regularization, feature_scale=1.0, bias_variance=0.0
+    )
+    return kernel
+
+
+def coincident_correlation(regularization: float, features: str = "relu") -> float:
+    """The correlation of two inputs as they become identical, at the fixed point.
+
+    Args:
+        regularization: Above its critical value, the square root of a half.
+        features: "relu" or "linear".
+
+    Returns:
+        :math:`r_c`, the same for any other hyperparameters and inputs.
+    """
+    kernel = _kernel(features, regularization)
+    x = torch.ones(1, 1, dtype=torch.float64)
+    with torch.no_grad():
+        return (1 - kernel.nugget(x) / kernel(x, diag=True)).item()
+
+
+def correlation_against_angle(
+    angles: Sequence[float] = DEFAULT_ANGLES,
+    settled: Sequence[float] = (0.75, 1.0, 2.0, 4.0),
+    updated: Sequence[int] = (1, 2, 3, 4, 5),
+    regularization: float = 1.0,
+    features: str = "relu",
+) -> CoincidentCurves:
+    """Correlations of the features of two unit vectors, link "relu", no bias.
+
+    Args:
+        angles: Between the inputs, positive.
+        settled: Regularizations of the fixed points.
+        updated: Numbers of updates.
+        regularization: That of the kernels with a number of updates.
+        features: "relu" or "linear".
+
+    Returns:
+        The correlations.
+    """
+    angle = torch.tensor(tuple(angles), dtype=torch.float64)
+    # s(x, x) is 1 at lengthscale 1
+    second = math.sqrt(2) * torch.stack((angle.cos(), angle.sin()), -1)
+    first = math.sqrt(2) * torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+
+    def correlations(kernel: DEKerKernel) -> tuple[float, ...]:
+        with torch.no_grad():
+            value = kernel(first, second).to_dense().squeeze(0)
+            return tuple((value / kernel(first, diag=True)).tolist())
+
+    return CoincidentCurves(
+        angles=tuple(angles),
+        settled={lam: correlations(_kernel(features, lam)) for lam in settled},
+        limits={lam: coincident_correlation(lam, features) for lam in settled},
+        updated={
+            steps: correlations(_kernel(features, regularization, steps)) for steps in updated
+        },
+        regularization=regularization,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the limits and the rates, and save the figure.
+
+    Args:
+        arguments: Command-line arguments; those of the process if None.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m gp_deq.benchmarks.coincident",
+        description="Correlation of close inputs under the DEKer kernel.",
+    )
+    parser.add_argument("--output", default="deker_coincident.png", help="where the figure goes")
+    options = parser.parse_args(arguments)
+
+    from gp_deq.plotting import coincident_figure, save_figure
+
+    print("limit for identical inputs")
+    print("regularization  " + "  ".join(f"{lam:7g}" for lam in _TABLE))
+    for features in ("relu", "linear"):
+        row = "  ".join(f"{coincident_correlation(lam, features):.5f}" for lam in _TABLE)
+        print(f"{features:14s}  {row}")
+    curves = correlation_against_angle()
+    print("updates  1 - r at angle 1e-10  local power   2^(1 - T)")
+    for steps in curves.updated:
+        near = correlation_against_angle((1e-11, 1e-10), settled=(), updated=(steps,))
+        low, high = (1 - r for r in near.updated[steps])
+        print(
+            f"{steps:7d}  {high:20.3e}  {math.log10(high / low):11.4f}  {2.0 ** (1 - steps):9.4f}"
+        )
+    figure = coincident_figure(
+        curves.angles, curves.settled, curves.limits, curves.updated, curves.regularization
+    )
+    save_figure(figure, options.output)
+    print(f"figure: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
