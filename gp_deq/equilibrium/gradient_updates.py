@@ -13,11 +13,13 @@ two kernels, each with a squared distance that does not cancel.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import settings
 from ..activations import PairCovariance
 from ..activations.hermite import Hermite, power_series
 from ..activations.link import ExponentialFamilyLink, product_dual
@@ -223,6 +225,12 @@ def _settle_variance(
             return equation(variance, *given)
 
         variance = newton(function, start, zero, upper, upper, noise, monitor)
+        # a rho that is not bounded may leave nothing that attracts
+        value, slope = function(variance)
+        step = (value / slope).abs() / upper.masked_fill(upper == 0, 1.0)
+        attracts = (slope > 0) & step.isfinite()
+        tolerance = max(settings.solver_tolerance.value(variance.dtype), noise)
+        monitor.record(0, torch.where(attracts, step, math.inf), tolerance)
     return implicit_root(variance, equation, inertia, features, mean)
 
 

@@ -957,3 +957,18 @@ def test_many_updates_take_the_reference() -> None:
     kernel = DEKerKernel(num_steps=20).double()
     value = kernel.forward(*2 * [torch.randn(5, 2, dtype=torch.float64)])
     assert "_Pairwise" in str(value.grad_fn.next_functions) + str(value.grad_fn)
+
+
+def test_an_unbounded_rho_may_leave_no_fixed_point() -> None:
+    """The link of probit regression grows too fast: a warning, and not silent nonsense."""
+
+    def sigma(u: Tensor) -> Tensor:
+        log_density = -u.square() / 2 - math.log(2 * math.pi) / 2
+        return (log_density - torch.special.log_ndtr(-u)).exp()
+
+    link = ExponentialFamilyLink(sigma, lambda u: sigma(u) + sigma(-u), critical_regularization=1.0)
+    kernel = DEKerKernel(link=link).double()
+    kernel.regularization, kernel.feature_scale = 1.2, 3.0
+    with pytest.warns(ConvergenceWarning, match="did not converge"):
+        kernel.forward(*2 * [torch.randn(4, 2, dtype=torch.float64)])
+    assert not kernel.solver_report.converged
