@@ -14,7 +14,6 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner, Result
 
-import gp_deq.kernels
 from gp_deq import cli
 from gp_deq.benchmarks import deker_convergence
 from gp_deq.benchmarks.deker_convergence import (
@@ -24,9 +23,6 @@ from gp_deq.benchmarks.deker_convergence import (
     summarize,
 )
 
-needs_deker = pytest.mark.skipif(
-    not hasattr(gp_deq.kernels, "DEKerKernel"), reason="needs DEKerKernel"
-)
 HEADER = ",".join(f.name for f in dataclasses.fields(deker_convergence.Draw)) + "\n"
 TINY = ConvergenceConfig(widths=(6, 30), seeds=2, num_steps=5, step_sizes=(1.0, 0.5))
 
@@ -73,7 +69,6 @@ def test_alignment_is_undefined_for_zero_and_refuses_shapes() -> None:
         centered_kernel_alignment(torch.ones(3), torch.ones(3))
 
 
-@needs_deker
 @pytest.mark.parametrize("step_size", [1.0, 0.1])
 def test_limit_is_the_equilibrium(step_size: float) -> None:
     """Also for the collinear inputs of the grid, whose correlation is below 1."""
@@ -174,7 +169,6 @@ def _invoke(folder: Path, *arguments: str) -> Result:
     )
 
 
-@needs_deker
 def test_command(tmp_path: Path) -> None:
     arguments = ("--seeds", "2", "--steps", "60", "--width", "30", "--width", "2")
     assert (
