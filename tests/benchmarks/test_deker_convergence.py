@@ -84,9 +84,12 @@ def test_alignment_grows_with_the_width(monkeypatch: pytest.MonkeyPatch) -> None
     assert (narrow.width, wide.width) == (20, 2000)
     assert narrow.alignment.mean < 0.95 < 0.99 < wide.alignment.low
     assert wide.relative_error.mean < 0.12 < 0.3 < narrow.relative_error.mean
-    limit = deker_convergence.limit_with_control()
-    assert wide.control.mean == pytest.approx(limit, abs=0.02)
-    assert limit < 0.6
+    levels = deker_convergence.references()
+    assert wide.control.mean == pytest.approx(levels.control, abs=0.02)
+    assert levels.control < 0.6
+    # the draws beat the linear kernel, which is a good match already
+    assert 0.95 < levels.linear < wide.alignment.low
+    assert wide.relative_error.high < levels.linear_error
 
 
 def test_dead_features_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +181,7 @@ def test_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "mean ± 95 % interval over 2 draws" in result.output
     assert "The DEKer kernel with RBF: alignment 0.47" in result.output
+    assert "linear kernel: alignment 0.9773, relative error" in result.output
     assert "d = 2: the features of all inputs are zero in 2 of 2 draws" in result.output
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     rows = (tmp_path / "draws.csv").read_text(encoding="utf-8")
