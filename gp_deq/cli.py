@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from gp_deq.benchmarks.deker_convergence import Interval, Summary
+    from gp_deq.benchmarks.deker_convergence import Interval, References, Summary
     from gp_deq.benchmarks.demo import DemoResult
     from gp_deq.benchmarks.speed import Record, Target
 
@@ -154,8 +154,8 @@ def build_app() -> "typer.Typer":
             from gp_deq.benchmarks.deker_convergence import (
                 ConvergenceConfig,
                 draw,
-                limit_with_control,
                 read_csv,
+                references,
                 run_convergence,
                 summarize,
             )
@@ -177,11 +177,11 @@ def build_app() -> "typer.Typer":
                 raise typer.BadParameter(str(error)) from error
             with _progress(console, len(config.keys)) as advance:
                 summaries = summarize(run_convergence(config, csv, advance))
-            control_limit = limit_with_control()
+            levels = references()
             console.print(_convergence_table(summaries, steps))
-            for line in _convergence_notes(summaries, control_limit):
+            for line in _convergence_notes(summaries, levels):
                 console.print(line, highlight=False, soft_wrap=True)
-            save_figure(draw(summaries, control_limit), output)
+            save_figure(draw(summaries, levels), output)
         console.print(f"Draws: {csv}", highlight=False, soft_wrap=True)
         console.print(f"Plot: {output}", highlight=False, soft_wrap=True)
 
@@ -312,8 +312,12 @@ def _plus_minus(value: "Interval") -> str:
     return f"{value.mean:.4f}{half}"
 
 
-def _convergence_notes(summaries: Sequence["Summary"], control_limit: float) -> Iterator[str]:
-    yield f"The DEKer kernel with RBF: alignment {control_limit:.4f}."
+def _convergence_notes(summaries: Sequence["Summary"], levels: "References") -> Iterator[str]:
+    yield f"The DEKer kernel with RBF: alignment {levels.control:.4f}."
+    yield (
+        f"The DEKer kernel with the linear kernel: alignment {levels.linear:.4f}, relative error "
+        f"of its best multiple {levels.linear_error:.4f}."
+    )
     for item in summaries:
         if item.num_zero:
             yield (

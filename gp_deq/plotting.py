@@ -440,7 +440,8 @@ def convergence_figure(
     alignments: Sequence[Band],
     controls: Sequence[Band],
     errors: Sequence[Band],
-    control_limit: float,
+    alignment_levels: Mapping[str, float],
+    error_levels: Mapping[str, float],
     title: str = "",
 ) -> Figure:
     """Alignment with the limiting matrix and with a control, and relative error, against width.
@@ -449,7 +450,8 @@ def convergence_figure(
         alignments: Alignment with the limiting matrix, a line for each setting.
         controls: Alignment with the control, for the same settings.
         errors: Relative error of the Gram matrix, for the same settings.
-        control_limit: Alignment of the limiting matrix with the control.
+        alignment_levels: Alignments to compare with, a horizontal line for each label.
+        error_levels: Relative errors to compare with, likewise.
         title: Of the whole figure.
 
     Returns:
@@ -465,9 +467,9 @@ def convergence_figure(
         _draw_band(left, control, color, marker, f"with RBF (control), {control.label}", "--")
         _draw_band(right, error, color, marker, error.label)
     left.axhline(1.0, color="0.4", linewidth=0.7)
-    left.axhline(
-        control_limit, color="0.4", linewidth=1.0, linestyle=":", label="DEKer kernel with RBF"
-    )
+    for axes, levels in ((left, alignment_levels), (right, error_levels)):
+        for (label, level), line in zip(levels.items(), itertools.cycle((":", "-."))):
+            axes.axhline(level, color="0.4", linewidth=1.0, linestyle=line, label=label)
     left.set_ylim(0.0, 1.04)
     left.set_ylabel("centred kernel alignment", fontsize=9)
     left.set_title("Alignment of the Gram matrices", fontsize=10)
@@ -483,7 +485,7 @@ def convergence_figure(
     if widths:
         low = min(band.mean[-1] for band in errors if band.x)
         guide = [0.8 * low * (widths[-1] / x) ** 0.5 for x in widths]
-        right.plot(widths, guide, color="0.4", linewidth=1.0, linestyle=":", label="slope −1/2")
+        right.plot(widths, guide, color="0.7", linewidth=1.2, label="slope −1/2")
     for axes in (left, right):
         _plain_log_axis(
             axes,

@@ -130,19 +130,23 @@ def test_convergence(tmp_path: Path) -> None:
     near = plotting.Band("a", x, (0.8, 0.9), (0.7, 0.85), (0.9, 0.95))
     control = plotting.Band("a", x, (0.3, 0.4), (0.2, 0.35), (0.4, 0.45))
     error = plotting.Band("a", x, (0.5, 0.1), (0.4, 0.05), (0.6, 0.15))
-    figure = plotting.convergence_figure([near], [control], [error], 0.45, title="t")
+    figure = plotting.convergence_figure(
+        [near], [control], [error], {"RBF": 0.45, "linear": 0.9}, {"linear": 0.3}, title="t"
+    )
     left, right = figure.axes
     assert list(left.lines[0].get_ydata()) == [0.8, 0.9]
     assert list(left.lines[1].get_ydata()) == [0.3, 0.4]
     assert list(right.lines[0].get_ydata()) == [0.5, 0.1]
     assert len(left.collections) == 2 and len(right.collections) == 1
     labels = [text.get_text() for text in left.get_legend().get_texts()]
-    assert labels == ["with the DEKer kernel, a", "with RBF (control), a", "DEKer kernel with RBF"]
+    assert labels == ["with the DEKer kernel, a", "with RBF (control), a", "RBF", "linear"]
+    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    assert labels == ["a", "linear", "slope −1/2"]
     assert (left.get_xscale(), right.get_yscale()) == ("log", "log")
     assert left.get_ylabel() == "centred kernel alignment"
     _check_png(figure, tmp_path / "c.png", 1040, 420)
     nowhere = near._replace(x=(), mean=(), low=(), high=())  # undefined at every width
-    plotting.convergence_figure([nowhere], [nowhere], [error], 0.45)
+    plotting.convergence_figure([nowhere], [nowhere], [error], {}, {})
 
 
 def test_coincident(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from .. import settings
 from ..activations import PairCovariance
 from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
 from ..equilibrium.pairwise import PairFunction, pairwise
-from .constraints import NonNegative
+from .constraints import AboveRounding, NonNegative
 
 
 class NeuralKernel(Kernel):
@@ -57,7 +57,7 @@ class NeuralKernel(Kernel):
             batch_shape=batch_shape,
             active_dims=active_dims,
             lengthscale_prior=lengthscale_prior,
-            lengthscale_constraint=lengthscale_constraint,
+            lengthscale_constraint=lengthscale_constraint or AboveRounding(),
         )
         self.solver_report = SolverReport(iterations=0, residual=0.0, converged=True)
         self._register_center(center)

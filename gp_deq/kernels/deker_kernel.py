@@ -100,10 +100,12 @@ class DEKerKernel(NeuralKernel):
             arguments, as for :class:`~gp_deq.kernels.DEQNNGPKernel`.
 
     Attributes:
-        regularization: :math:`\lambda`, ``*batch_shape x 1 x 1``. Initially the square root of two
-            times its critical value.
-        feature_scale: :math:`a`, ``*batch_shape x 1 x 1``. Initially that of ``regularization``,
-            times two for ``features="relu"``.
+        regularization: :math:`\lambda`, ``*batch_shape x 1 x 1``. Initially, for
+            ``step_size`` one, the square root of two times its critical value, or times that of
+            :math:`\operatorname E\sigma(u)^2` at a variance of one where this is larger.
+        feature_scale: :math:`a`, ``*batch_shape x 1 x 1``. Initially such that an injected input
+            of variance one has the variance one after any number of updates (a kernel as
+            ``features`` having the variance one too).
         bias_variance: ``*batch_shape x 1 x 1``.
         lengthscale: ``*batch_shape x 1 x d``.
         solver_report: :class:`~gp_deq.equilibrium.SolverReport` of the last evaluation.
@@ -157,22 +159,44 @@ class DEKerKernel(NeuralKernel):
                 f"{type(self).__name__} needs a link with a sigma of bounded slope, and that of "
                 f"{self.link!r} is not bounded, so its updates need not have a fixed point."
             )
-        constraint = regularization_constraint or AboveCritical(critical)
+        regularization, scale = self._initial_values()
+        constraint = regularization_constraint or AboveCritical(critical, regularization)
         if not float(constraint.lower_bound.min()) > critical:
             raise ValueError(
                 f"regularization_constraint must keep regularization in ({critical:g}, inf), above "
                 f"the critical value of {self.link!r}; got {constraint}."
             )
         self._register_hyperparameter("regularization", constraint, regularization_prior)
-        # variances are then near those of the injected input
-        initial = math.sqrt(2) * (critical or 1.0) * (2.0 if features == "relu" else 1.0)
-        constraint = feature_scale_constraint or NonNegative(initial_value=initial)
+        constraint = feature_scale_constraint or NonNegative(initial_value=scale)
         if float(constraint.lower_bound.min()) < 0:
             raise ValueError(
                 "feature_scale_constraint must not let feature_scale be negative, got "
                 f"{constraint}."
             )
         self._register_hyperparameter("feature_scale", constraint, feature_scale_prior)
+
+    def _initial_values(self) -> tuple[float, float]:
+        """Of ``regularization`` and ``feature_scale``, such that a variance of one stays one.
+
+        The variance of the update of step size one at ``psi = b = 1`` is a quadratic polynomial of
+        ``feature_scale``; with a step size the same ``lambda**2 (2 - h)/h`` gives the same root.
+        """
+        one = torch.ones(1, 1, dtype=torch.float64)
+        pair = PairCovariance(one, one, torch.zeros_like(one), torch.zeros_like(one))
+        rho, cross, sigma = (
+            float(value)
+            for value in (
+                self.link.rho_dual(pair).var1,
+                self.link.cross(pair),
+                self.link.sigma_dual(pair).var1,
+            )
+        )
+        inertia = 2 * max(self.link.critical_regularization**2, sigma) or 1.0
+        moment, mean = (0.5, math.sqrt(0.5 / math.pi)) if self.features == "relu" else (1.0, 0.0)
+        half, size = mean * cross, moment * rho
+        # no root if size is zero; otherwise one that is positive, as inertia exceeds sigma
+        scale = (half + math.sqrt(half**2 + size * (inertia - sigma))) / size if size else 1.0
+        return math.sqrt(inertia * self.step_size / (2 - self.step_size)), scale
 
     @property
     def _nonlinearity(self) -> object:

@@ -49,7 +49,8 @@ class DEQNNGPKernel(EquilibriumKernel):
         batch_shape: Shape of a batch of kernels, each with its own hyperparameters.
         active_dims: Input dimensions to use. Default: all.
         lengthscale_prior: Prior on ``lengthscale``.
-        lengthscale_constraint: Default: positive.
+        lengthscale_constraint: Default: at least 1e-4, as a kernel matrix of smaller lengthscales
+            has rounding errors beyond the noise of standardised targets.
 
     Attributes:
         weight_variance: :math:`w`, ``*batch_shape x 1 x 1``. Initially half of the critical value.

@@ -14,7 +14,6 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner, Result
 
-import gp_deq.kernels
 from gp_deq import cli
 from gp_deq.benchmarks import deker_convergence
 from gp_deq.benchmarks.deker_convergence import (
@@ -24,9 +23,6 @@ from gp_deq.benchmarks.deker_convergence import (
     summarize,
 )
 
-needs_deker = pytest.mark.skipif(
-    not hasattr(gp_deq.kernels, "DEKerKernel"), reason="needs DEKerKernel"
-)
 HEADER = ",".join(f.name for f in dataclasses.fields(deker_convergence.Draw)) + "\n"
 TINY = ConvergenceConfig(widths=(6, 30), seeds=2, num_steps=5, step_sizes=(1.0, 0.5))
 
@@ -73,7 +69,6 @@ def test_alignment_is_undefined_for_zero_and_refuses_shapes() -> None:
         centered_kernel_alignment(torch.ones(3), torch.ones(3))
 
 
-@needs_deker
 @pytest.mark.parametrize("step_size", [1.0, 0.1])
 def test_limit_is_the_equilibrium(step_size: float) -> None:
     """Also for the collinear inputs of the grid, whose correlation is below 1."""
@@ -89,9 +84,12 @@ def test_alignment_grows_with_the_width(monkeypatch: pytest.MonkeyPatch) -> None
     assert (narrow.width, wide.width) == (20, 2000)
     assert narrow.alignment.mean < 0.95 < 0.99 < wide.alignment.low
     assert wide.relative_error.mean < 0.12 < 0.3 < narrow.relative_error.mean
-    limit = deker_convergence.limit_with_control()
-    assert wide.control.mean == pytest.approx(limit, abs=0.02)
-    assert limit < 0.6
+    levels = deker_convergence.references()
+    assert wide.control.mean == pytest.approx(levels.control, abs=0.02)
+    assert levels.control < 0.6
+    # the draws beat the linear kernel, which is a good match already
+    assert 0.95 < levels.linear < wide.alignment.low
+    assert wide.relative_error.high < levels.linear_error
 
 
 def test_dead_features_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +172,6 @@ def _invoke(folder: Path, *arguments: str) -> Result:
     )
 
 
-@needs_deker
 def test_command(tmp_path: Path) -> None:
     arguments = ("--seeds", "2", "--steps", "60", "--width", "30", "--width", "2")
     assert (
@@ -184,6 +181,7 @@ def test_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "mean ± 95 % interval over 2 draws" in result.output
     assert "The DEKer kernel with RBF: alignment 0.47" in result.output
+    assert "linear kernel: alignment 0.9773, relative error" in result.output
     assert "d = 2: the features of all inputs are zero in 2 of 2 draws" in result.output
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     rows = (tmp_path / "draws.csv").read_text(encoding="utf-8")

@@ -595,6 +595,33 @@ def test_raw_values_stay_inside(link: str, step_size: float, dtype: torch.dtype)
         kernel.initialize(**{f"raw_{name}": torch.tensor(0.5, dtype=dtype)})
 
 
+@every_link
+@both_features
+@pytest.mark.parametrize("step_size", [0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 10, None])
+def test_initial_values(link: str, features: str, step_size: float, steps: int | None) -> None:
+    """An injected input of variance one keeps it; with a homogeneous link every one does."""
+    kernel = DEKerKernel(link, features, steps, step_size, coincident="sgd").double()
+    kernel.bias_variance, kernel.lengthscale = 0.0, 1.0
+    x = torch.tensor([[1.0], [3.0]], dtype=torch.float64)
+    one, nine = kernel(x, diag=True).tolist()
+    assert one == pytest.approx(1.0, rel=1e-6)  # the constraints are made in single precision
+    if link in ("relu", "identity") and (steps is None or link == "relu"):
+        assert nine == pytest.approx(9.0, rel=1e-6)
+    named = kernel.link.critical_regularization * (step_size / (2 - step_size)) ** 0.5
+    factor = kernel.regularization.item() / named
+    assert factor == pytest.approx(2**0.5, rel=1e-6) if link in ("relu", "tanh") else factor > 1.4
+
+
+def test_initial_values_of_degenerate_links() -> None:
+    zero = ExponentialFamilyLink(torch.zeros_like, torch.zeros_like)
+    constant = ExponentialFamilyLink(torch.zeros_like, torch.ones_like)
+    for link in (zero, constant):
+        kernel = DEKerKernel(link)
+        for value in (kernel.regularization, kernel.feature_scale):
+            assert math.isfinite(value.item()) and value.item() > 0
+
+
 @both_features
 @both_dtypes
 def test_at_the_ends_of_the_region(features: str, dtype: torch.dtype) -> None:

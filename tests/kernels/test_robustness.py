@@ -10,6 +10,7 @@ import gpytorch
 import hypothesis
 import pytest
 import torch
+from gpytorch.constraints import Positive
 from gpytorch.kernels import Kernel, ScaleKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from hypothesis import strategies as st
@@ -87,7 +88,7 @@ def test_any_raw_value(cls: type[Kernel], dtype: torch.dtype, activation: str) -
 
 @every_class
 @both_dtypes
-@pytest.mark.parametrize("raw", [-20.0, 20.0])
+@pytest.mark.parametrize("raw", [-1e4, -20.0, 20.0])
 def test_any_raw_lengthscale(cls: type[Kernel], dtype: torch.dtype, raw: float) -> None:
     x = special_points(dtype)
     for activation in ("relu", "erf"):
@@ -96,6 +97,19 @@ def test_any_raw_lengthscale(cls: type[Kernel], dtype: torch.dtype, raw: float) 
         matrix = evaluate(kernel, x)
         assert bool(matrix.isfinite().all())
         assert kernel.solver_report.converged
+
+
+@every_class
+def test_lengthscale_is_bounded_below(cls: type[Kernel]) -> None:
+    kernel = cls().double()
+    kernel.lengthscale = 1e-4
+    assert bool(kernel.raw_lengthscale.isfinite().all())
+    assert kernel.lengthscale.item() == pytest.approx(1e-4, rel=1e-6)
+    with pytest.raises(ValueError, match=r"lengthscale of .* must lie in \[0\.0001, inf\]"):
+        kernel.lengthscale = 5e-5
+    free = cls(lengthscale_constraint=Positive()).double()
+    free.lengthscale = 1e-9
+    assert free.lengthscale.item() == pytest.approx(1e-9, rel=1e-6)
 
 
 @equilibrium_class
