@@ -788,7 +788,8 @@ def draw(records: Sequence[Record], targets: Sequence[Target]) -> "Figure":
             flat = [Series(r.family, depths, [r.value] * len(depths)) for r in rows if not r.depth]
             deep = _lines([r for r in rows if r.depth], lambda r: r.depth or 0)
             lines[f"depth (n = {rows[0].n})", f"{title} [{unit}]"] = flat + deep
-    return speed_figure(bars, lines, title=conditions())
+    label = "time relative to Matérn-5/2, heap kept"
+    return speed_figure(bars, lines, title=conditions(), bars_label=label)
 
 
 def _lines(records: Sequence[Record], abscissa: Callable[[Record], int]) -> "list[Series]":
