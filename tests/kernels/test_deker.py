@@ -891,7 +891,6 @@ def test_hyperparameters() -> None:
     fresh = DEKerKernel(features="linear")
     assert fresh.regularization.item() == pytest.approx(1.0, rel=1e-6)
     assert fresh.feature_scale.item() == pytest.approx(1.0, rel=1e-6)
-    assert DEKerKernel().feature_scale.item() == pytest.approx(2.0, rel=1e-6)
     fresh.feature_scale = 0.0
     assert fresh.feature_scale.item() == 0.0
 
