@@ -1,0 +1,155 @@
+"""Deep-equilibrium kernels with priors and initial values for inputs in the unit cube."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from gpytorch.constraints import GreaterThan
+from gpytorch.kernels import ScaleKernel
+from gpytorch.priors import LogNormalPrior
+from torch import Tensor
+
+from ..activations import Activation
+from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
+from ..kernels._base import NeuralKernel
+from ..kernels._weighted import EquilibriumKernel
+
+
+class Priors(NamedTuple):
+    r"""What :func:`get_covar_module` sets, for a kernel.
+
+    Args:
+        activation: Activation, or link of DEKer.
+        lengthscale: Location and scale of the log-normal prior on each lengthscale, which starts at
+            its mode. Squared distances are divided by d in the kernel, so the location does not
+            depend on the dimension, while that of a stationary kernel has to grow like
+            :math:`\frac12 \log d`.
+        bias_variance: Location and scale of that on the bias variance, which starts at its median.
+        weight_share: Initial weight variance in units of its critical value; not for DEKer.
+        outputscale_scale: Scale of the log-normal prior on the output scale, whose median is the
+            initial value.
+    """
+
+    activation: str
+    lengthscale: tuple[float, float] = (math.sqrt(2), math.sqrt(3))
+    bias_variance: tuple[float, float] = (0.0, 1.0)
+    weight_share: float = 0.5
+    outputscale_scale: float = 1.0
+
+
+#: The kernels by name, with the priors that ``python -m gp_deq.benchmarks.bo_priors`` compares.
+KERNELS: dict[str, tuple[type[NeuralKernel], Priors]] = {
+    "deq-nngp": (DEQNNGPKernel, Priors("erf")),
+    "deq-ntk": (DEQNTKKernel, Priors("erf")),
+    "deker": (DEKerKernel, Priors("relu")),
+}
+
+#: Lengthscales stay above it, as those of BoTorch's default kernels.
+MIN_LENGTHSCALE = 2.5e-2
+#: Coordinates of a point whose distance from the centre is that of a uniform point on average.
+_TYPICAL = 0.5 + 12**-0.5
+
+
+def get_covar_module(
+    kernel: str = "deq-nngp",
+    ard_num_dims: int | None = None,
+    batch_shape: torch.Size | None = None,
+    active_dims: Sequence[int] | None = None,
+    activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+) -> ScaleKernel:
+    """A deep-equilibrium kernel for inputs in the unit cube and standardised outcomes.
+
+    It is centred in the cube, has an output scale and starts with a prior variance of one at a
+    typical point. Lengthscales, bias variance and output scale have log-normal priors, so that few
+    observations of many inputs do not over-fit; ``weight_variance`` is uniform below its critical
+    value. How the values were chosen is on the page "When should I use a DEQ surrogate?" of the
+    documentation.
+
+    Args:
+        kernel: "deq-nngp" (default), "deq-ntk" or "deker".
+        ard_num_dims: Number of lengthscales, one for each input. Default: one for all.
+        batch_shape: One kernel for each output of a batched model, ``torch.Size([m])``.
+        active_dims: Inputs to use. Default: all.
+        activation: Default "erf"; for "deker" the link, default "relu".
+
+    Returns:
+        The kernel in a :class:`~gpytorch.kernels.ScaleKernel`, in torch's default dtype, as those
+        of BoTorch; a model moves it to the dtype of its data.
+
+    Raises:
+        ValueError: The kernel is unknown, or the activation cannot be used with it.
+
+    Example:
+        >>> import torch
+        >>> from botorch.models import SingleTaskGP
+        >>> from gp_deq.bayesopt import get_covar_module
+        >>> X = torch.rand(8, 3, dtype=torch.float64)
+        >>> model = SingleTaskGP(X, X.sum(-1, keepdim=True), covar_module=get_covar_module(
+        ...     ard_num_dims=3))
+        >>> model.posterior(X).mean.shape
+        torch.Size([8, 1])
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be {', '.join(map(repr, KERNELS))}, got {kernel!r}.")
+    return build(
+        *KERNELS[kernel],
+        activation=activation,
+        ard_num_dims=ard_num_dims,
+        batch_shape=batch_shape,
+        active_dims=active_dims,
+    )
+
+
+def build(
+    kernel_class: type[NeuralKernel],
+    priors: Priors,
+    activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+    ard_num_dims: int | None = None,
+    batch_shape: torch.Size | None = None,
+    active_dims: Sequence[int] | None = None,
+) -> ScaleKernel:
+    """:func:`get_covar_module` for any priors.
+
+    Args:
+        kernel_class: The kernel.
+        priors: What to set.
+        activation: In place of that of the priors.
+        ard_num_dims: As for :func:`get_covar_module`.
+        batch_shape: As for :func:`get_covar_module`.
+        active_dims: As for :func:`get_covar_module`.
+    """
+    nonlinearity: Any = priors.activation if activation is None else activation
+    lengthscale_prior = LogNormalPrior(*priors.lengthscale)
+    base = kernel_class(
+        nonlinearity,
+        center=0.5,
+        bias_variance_prior=LogNormalPrior(*priors.bias_variance),
+        ard_num_dims=ard_num_dims,
+        batch_shape=batch_shape,
+        active_dims=active_dims,
+        lengthscale_prior=lengthscale_prior,
+        lengthscale_constraint=GreaterThan(
+            MIN_LENGTHSCALE, transform=None, initial_value=lengthscale_prior.mode
+        ),
+    )
+    base.bias_variance = math.exp(priors.bias_variance[0])
+    if isinstance(base, EquilibriumKernel):
+        base.weight_variance = priors.weight_share * base.activation.critical_weight_variance
+    scale = 1 / _typical_variance(base, 1 if ard_num_dims is None else ard_num_dims)
+    covar_module = ScaleKernel(
+        base,
+        batch_shape=batch_shape,
+        outputscale_prior=LogNormalPrior(math.log(scale), priors.outputscale_scale),
+    )
+    covar_module.outputscale = scale
+    return covar_module
+
+
+def _typical_variance(kernel: NeuralKernel, num_dims: int) -> float:
+    batch_shape = kernel.batch_shape
+    point = torch.full((*batch_shape, 1, num_dims), _TYPICAL)
+    with torch.no_grad():
+        return float(kernel.forward(point, point, diag=True).flatten()[0]) if point.numel() else 1.0
