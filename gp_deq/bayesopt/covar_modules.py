@@ -49,6 +49,8 @@ KERNELS: dict[str, tuple[type[NeuralKernel], Priors]] = {
 
 #: Lengthscales stay above it, as those of BoTorch's default kernels.
 MIN_LENGTHSCALE = 2.5e-2
+#: Bias variance and output scale stay above it, where the density of their priors is positive.
+MIN_VARIANCE = 1e-6
 #: Coordinates of a point whose distance from the centre is that of a uniform point on average.
 _TYPICAL = 0.5 + 12**-0.5
 
@@ -127,6 +129,9 @@ def build(
         nonlinearity,
         center=0.5,
         bias_variance_prior=LogNormalPrior(*priors.bias_variance),
+        bias_variance_constraint=GreaterThan(
+            MIN_VARIANCE, transform=None, initial_value=math.exp(priors.bias_variance[0])
+        ),
         ard_num_dims=ard_num_dims,
         batch_shape=batch_shape,
         active_dims=active_dims,
@@ -135,17 +140,15 @@ def build(
             MIN_LENGTHSCALE, transform=None, initial_value=lengthscale_prior.mode
         ),
     )
-    base.bias_variance = math.exp(priors.bias_variance[0])
     if isinstance(base, EquilibriumKernel):
         base.weight_variance = priors.weight_share * base.activation.critical_weight_variance
     scale = 1 / _typical_variance(base, 1 if ard_num_dims is None else ard_num_dims)
-    covar_module = ScaleKernel(
+    return ScaleKernel(
         base,
         batch_shape=batch_shape,
         outputscale_prior=LogNormalPrior(math.log(scale), priors.outputscale_scale),
+        outputscale_constraint=GreaterThan(MIN_VARIANCE, transform=None, initial_value=scale),
     )
-    covar_module.outputscale = scale
-    return covar_module
 
 
 def _typical_variance(kernel: NeuralKernel, num_dims: int) -> float:
