@@ -177,7 +177,7 @@ TRAINING: Mapping[str, Maker] = {
     "SixHumpCamel 2": _shifted(synthetic.SixHumpCamel),
     "Hartmann 3": _shifted(lambda: synthetic.Hartmann(dim=3)),
     "Griewank 6": _shifted(lambda: synthetic.Griewank(dim=6, bounds=[(-10.0, 10.0)] * 6)),
-    "Michalewicz 5": _shifted(lambda: synthetic.Michalewicz(dim=5)),
+    "Shekel 4": _shifted(lambda: synthetic.Shekel()),
     "DixonPrice 10": _shifted(lambda: synthetic.DixonPrice(dim=10)),
     "Powell 16": _shifted(lambda: synthetic.Powell(dim=16)),
     "Rastrigin 12": _shifted(lambda: synthetic.Rastrigin(dim=12)),
