@@ -152,7 +152,9 @@ def _above(lower: float, initial_value: float) -> GreaterThan:
 
     In logarithms the fits need about a third fewer evaluations than in the scales themselves.
     """
-    return GreaterThan(lower, transform=torch.exp, initial_value=initial_value)
+    return GreaterThan(
+        lower, transform=torch.exp, inv_transform=torch.log, initial_value=initial_value
+    )
 
 
 def _typical_variance(kernel: NeuralKernel, num_dims: int) -> float:
