@@ -1,7 +1,9 @@
 """Deep-equilibrium kernels in Ax: importing this module registers them.
 
-It tells Ax how to make each kernel from a data set, with the centre, priors and initial values of
-:func:`~gp_deq.bayesopt.get_covar_module`, and how to save its name.
+It tells Ax what to make ``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` with when they are the
+``covar_module_class`` of a ``ModelConfig``: the centre, priors and initial values of
+:func:`~gp_deq.bayesopt.get_covar_module`, and the shapes of the data set. An option given in
+``covar_module_options`` comes first. It also lets Ax save and load their names.
 """
 
 from __future__ import annotations
@@ -55,10 +57,10 @@ class ScaleDEQKernel(ScaleKernel):
     Example:
         >>> from ax.generators.torch.botorch_modular.surrogate import ModelConfig, SurrogateSpec
         >>> from gp_deq.bayesopt.ax import ScaleDEQKernel
-        >>> spec = SurrogateSpec(model_configs=[ModelConfig(
-        ...     covar_module_class=ScaleDEQKernel, covar_module_options={"kernel": "deq-ntk"})])
-        >>> ScaleDEQKernel("deq-ntk", ard_num_dims=3).base_kernel.lengthscale.shape
-        torch.Size([1, 3])
+        >>> config = ModelConfig(
+        ...     covar_module_class=ScaleDEQKernel, covar_module_options={"kernel": "deq-ntk"})
+        >>> SurrogateSpec(model_configs=[config]).model_configs[0].covar_module_class.__name__
+        'ScaleDEQKernel'
     """
 
     def __init__(
