@@ -1,9 +1,9 @@
 """Deep-equilibrium kernels in Ax: importing this module registers them.
 
-It tells Ax what to make ``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` with when they are the
-``covar_module_class`` of a ``ModelConfig``: the centre, priors and initial values of
-:func:`~gp_deq.bayesopt.get_covar_module`, and the shapes of the data set. An option given in
-``covar_module_options`` comes first. It also lets Ax save and load their names.
+Ax makes a ``covar_module_class`` of a ``ModelConfig`` with the arguments that its parser returns. For
+``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` these are now the centre, priors and initial
+values of :func:`~gp_deq.bayesopt.get_covar_module`, the shapes of the data set, and the
+``covar_module_options``, which come first. Ax can save and load their names, too.
 """
 
 from __future__ import annotations
