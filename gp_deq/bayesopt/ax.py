@@ -1,8 +1,8 @@
 """Deep-equilibrium kernels in Ax: importing this module registers them.
 
-Ax makes a ``covar_module_class`` of a ``ModelConfig`` with the arguments that its parser returns. For
-``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` these are now the centre, priors and initial
-values of :func:`~gp_deq.bayesopt.get_covar_module`, the shapes of the data set, and the
+Ax makes a ``covar_module_class`` of a ``ModelConfig`` with the arguments that its parser returns.
+For ``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` these are now the centre, priors and
+initial values of :func:`~gp_deq.bayesopt.get_covar_module`, the shapes of the data set, and the
 ``covar_module_options``, which come first. Ax can save and load their names, too.
 """
 
