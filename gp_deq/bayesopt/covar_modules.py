@@ -12,10 +12,11 @@ from gpytorch.kernels import ScaleKernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
-from ..activations import Activation
+from ..activations import Activation, get_activation
 from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
 from ..kernels._base import NeuralKernel
 from ..kernels._weighted import EquilibriumKernel
+from ..kernels.constraints import BelowCritical
 
 
 class Priors(NamedTuple):
@@ -123,21 +124,12 @@ def build(
         batch_shape: As for :func:`get_covar_module`.
         active_dims: As for :func:`get_covar_module`.
     """
-    nonlinearity: Any = priors.activation if activation is None else activation
-    lengthscale_prior = LogNormalPrior(*priors.lengthscale)
     base = kernel_class(
-        nonlinearity,
-        center=0.5,
-        bias_variance_prior=LogNormalPrior(*priors.bias_variance),
-        bias_variance_constraint=_above(MIN_VARIANCE, math.exp(priors.bias_variance[0])),
+        **base_arguments(kernel_class, priors, activation),
         ard_num_dims=ard_num_dims,
         batch_shape=batch_shape,
         active_dims=active_dims,
-        lengthscale_prior=lengthscale_prior,
-        lengthscale_constraint=_above(MIN_LENGTHSCALE, max(lengthscale_prior.mode, 0.03)),
     )
-    if isinstance(base, EquilibriumKernel):
-        base.weight_variance = priors.weight_share * base.activation.critical_weight_variance
     scale = 1 / _typical_variance(base, 1 if ard_num_dims is None else ard_num_dims)
     return ScaleKernel(
         base,
@@ -145,6 +137,38 @@ def build(
         outputscale_prior=LogNormalPrior(math.log(scale), priors.outputscale_scale),
         outputscale_constraint=_above(MIN_VARIANCE, scale),
     )
+
+
+def base_arguments(
+    kernel_class: type[NeuralKernel],
+    priors: Priors,
+    activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, Any]:
+    """Arguments of a kernel without its output scale: centre, priors and initial values.
+
+    Args:
+        kernel_class: The kernel.
+        priors: What to set.
+        activation: In place of that of the priors.
+    """
+    nonlinearity = priors.activation if activation is None else activation
+    lengthscale_prior = LogNormalPrior(*priors.lengthscale)
+    arguments: dict[str, Any] = {
+        "center": 0.5,
+        "bias_variance_prior": LogNormalPrior(*priors.bias_variance),
+        "bias_variance_constraint": _above(MIN_VARIANCE, math.exp(priors.bias_variance[0])),
+        "lengthscale_prior": lengthscale_prior,
+        "lengthscale_constraint": _above(MIN_LENGTHSCALE, lengthscale_prior.mode),
+    }
+    if not issubclass(kernel_class, EquilibriumKernel):
+        return {"link": nonlinearity, **arguments}
+    arguments["activation"] = get_activation(nonlinearity)
+    critical = arguments["activation"].critical_weight_variance
+    if critical > 0:  # the kernel refuses the others
+        arguments["weight_variance_constraint"] = BelowCritical(
+            critical, initial_value=priors.weight_share * critical
+        )
+    return arguments
 
 
 def _above(lower: float, initial_value: float) -> GreaterThan:

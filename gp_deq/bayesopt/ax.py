@@ -1,0 +1,123 @@
+"""Deep-equilibrium kernels in Ax: importing this module registers them.
+
+Ax makes a ``covar_module_class`` of a ``ModelConfig`` with the arguments that its parser returns.
+For ``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` these are now the centre, priors and
+initial values of :func:`~gp_deq.bayesopt.get_covar_module`, the shapes of the data set, and the
+``covar_module_options``, which come first. Ax can save and load their names, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from gpytorch.kernels import ScaleKernel
+from torch import Tensor
+
+try:
+    from ax.exceptions.core import UserInputError
+    from ax.generators.torch.botorch_modular.input_constructors.covar_modules import (
+        covar_module_argparse,
+    )
+    from ax.generators.torch.botorch_modular.kernels import DefaultMaternKernel
+    from ax.storage.botorch_modular_registry import register_kernel
+except ImportError as error:
+    raise ImportError('gp_deq.bayesopt.ax needs Ax: pip install "gp_deq[ax]"') from error
+
+from ..activations import Activation
+from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
+from ..kernels._base import NeuralKernel
+from .covar_modules import KERNELS, base_arguments, get_covar_module
+
+__all__ = ["ScaleDEQKernel"]
+
+#: Options that say which inputs and outputs of the data set a kernel has.
+_SHAPES = ("ard_num_dims", "batch_shape", "active_dims", "inactive_features")
+
+
+class ScaleDEQKernel(ScaleKernel):
+    """:func:`~gp_deq.bayesopt.get_covar_module` as a class, for Ax's ``covar_module_class``.
+
+    Ax makes a kernel by calling its class, and the kernels of this package have no output scale.
+    This one has. Ax gives it ``ard_num_dims``, ``batch_shape`` and ``active_dims``.
+
+    Args:
+        kernel: "deq-nngp" (default), "deq-ntk" or "deker".
+        ard_num_dims: Number of lengthscales, one for each input. Default: one for all.
+        batch_shape: One kernel for each output of a batched model.
+        active_dims: Inputs to use. Default: all.
+        activation: Default "erf"; for "deker" the link, default "relu". Only a name can be saved by
+            Ax.
+
+    Raises:
+        ValueError: The kernel is unknown, or the activation cannot be used with it.
+
+    Example:
+        >>> from ax.generators.torch.botorch_modular.surrogate import ModelConfig, SurrogateSpec
+        >>> from gp_deq.bayesopt.ax import ScaleDEQKernel
+        >>> config = ModelConfig(
+        ...     covar_module_class=ScaleDEQKernel, covar_module_options={"kernel": "deq-ntk"})
+        >>> SurrogateSpec(model_configs=[config]).model_configs[0].covar_module_class.__name__
+        'ScaleDEQKernel'
+    """
+
+    def __init__(
+        self,
+        kernel: str = "deq-nngp",
+        ard_num_dims: int | None = None,
+        batch_shape: torch.Size | None = None,
+        active_dims: Sequence[int] | None = None,
+        activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        scaled = get_covar_module(kernel, ard_num_dims, batch_shape, active_dims, activation)
+        super().__init__(
+            scaled.base_kernel,
+            outputscale_prior=scaled.outputscale_prior,
+            outputscale_constraint=scaled.raw_outputscale_constraint,
+            batch_shape=batch_shape,
+        )
+
+
+@covar_module_argparse.register(ScaleDEQKernel)
+def _scaled_arguments(covar_module_class: type[ScaleDEQKernel], **options: Any) -> dict[str, Any]:
+    shapes, options = _split(options)
+    _check(covar_module_class, options, signature(covar_module_class).parameters)
+    return {**shapes, **options}
+
+
+@covar_module_argparse.register((DEQNNGPKernel, DEQNTKKernel, DEKerKernel))
+def _bare_arguments(covar_module_class: type[NeuralKernel], **options: Any) -> dict[str, Any]:
+    shapes, options = _split(options)
+    classes = [base for base in covar_module_class.__mro__ if issubclass(base, NeuralKernel)]
+    _check(covar_module_class, options, *(signature(base).parameters for base in classes))
+    priors = next(p for base, p in KERNELS.values() if issubclass(covar_module_class, base))
+    defaults = base_arguments(covar_module_class, priors, options.get("activation"))
+    return {**defaults, **shapes, **options}
+
+
+def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What Ax would give its own default kernel for the data set, and the options left."""
+    ours = {"botorch_model_class", "dataset", "remove_task_features", *_SHAPES}
+    chosen = covar_module_argparse(
+        DefaultMaternKernel, **{name: options[name] for name in ours & options.keys()}
+    )
+    shapes = {name: chosen[name] for name in ("ard_num_dims", "batch_shape", "active_dims")}
+    return shapes, {name: value for name, value in options.items() if name not in ours}
+
+
+def _check(
+    covar_module_class: type[Any], options: dict[str, Any], *parameters: Iterable[str]
+) -> None:
+    """Error for options that no constructor of the class takes."""
+    known = {*_SHAPES}.union(*parameters) - {"args", "kwargs"}
+    for name in options.keys() - known:
+        raise UserInputError(
+            f"{covar_module_class.__name__} has no option {name!r}; it has "
+            f"{', '.join(sorted(known))}."
+        )
+
+
+for _kernel_class in (ScaleDEQKernel, DEQNNGPKernel, DEQNTKKernel, DEKerKernel):
+    register_kernel(_kernel_class)
