@@ -6,7 +6,8 @@ the command says which extra to install.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,11 +16,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from gp_deq.benchmarks.bo import Run
     from gp_deq.benchmarks.deker_convergence import Interval, References, Summary
     from gp_deq.benchmarks.demo import DemoResult
     from gp_deq.benchmarks.speed import Record, Target
 
 __all__ = ["build_app", "main"]
+
+
+class _Backend(StrEnum):
+    """Where joblib runs things; not threads, which share their random numbers."""
+
+    LOKY = "loky"
+    DASK = "dask"
+    RAY = "ray"
 
 
 def main() -> None:
@@ -185,7 +195,95 @@ def build_app() -> "typer.Typer":
         console.print(f"Draws: {csv}", highlight=False, soft_wrap=True)
         console.print(f"Plot: {output}", highlight=False, soft_wrap=True)
 
+    @benchmark.command()
+    def bo(
+        output: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("gp-deq-bo.png"),
+        csv: Annotated[
+            Path, typer.Option(help="Where the runs go; those it holds are not repeated.")
+        ] = Path("gp-deq-bo.csv"),
+        problems: Annotated[
+            list[str] | None, typer.Option(help="May be repeated.  [default: all]")
+        ] = None,
+        surrogates: Annotated[
+            list[str] | None, typer.Option(help="May be repeated.  [default: all]")
+        ] = None,
+        seeds: Annotated[
+            int | None, typer.Option(help="Number of repetitions.  [default: 10]")
+        ] = None,
+        steps: Annotated[
+            int | None, typer.Option(help="Evaluations after the initial ones.  [default: 50]")
+        ] = None,
+        minutes: Annotated[
+            float, typer.Option(min=0, help="Start no run later; call again to go on.")
+        ] = float("inf"),
+        jobs: Annotated[int, typer.Option(help="Runs at a time; -1: one for each core.")] = -1,
+        backend: Annotated[
+            _Backend, typer.Option(help="Where they run; dask and ray are to be installed.")
+        ] = _Backend.LOKY,
+        quick: Annotated[
+            bool, typer.Option("--quick", help="Seconds, to see that it runs.")
+        ] = False,
+    ) -> None:
+        """Bayesian optimisation with DEQ kernels, BoTorch's default and other baselines."""
+        with _naming_the_extra():
+            from dataclasses import replace
+
+            from gp_deq.benchmarks.bo import BOConfig, complete, draw, read_csv, run_bo
+            from gp_deq.plotting import save_figure
+
+            _check_writable(output)
+            _check_writable(csv)
+            config = BOConfig.quick() if quick else BOConfig()
+            try:
+                config = replace(
+                    config,
+                    problems=tuple(dict.fromkeys(problems or config.problems)),
+                    surrogates=tuple(dict.fromkeys(surrogates or config.surrogates)),
+                    seeds=config.seeds if seeds is None else seeds,
+                    num_steps=config.num_steps if steps is None else steps,
+                )
+                read_csv(csv)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from error
+            with _joblib(backend, jobs), _progress(console, len(config.keys)) as advance:
+                runs = run_bo(config, csv, minutes, advance)
+            compared = complete(runs, config.surrogates)
+            if compared:
+                console.print(_final_table(compared))
+                console.print(_rank_table(compared))
+                save_figure(draw(compared), output)
+        for line in _bo_notes(runs, compared, len(config.keys)):
+            console.print(line, highlight=False, soft_wrap=True)
+        if quick:
+            console.print("Sizes of --quick: the results mean nothing.")
+        console.print(f"Runs: {csv}", highlight=False, soft_wrap=True)
+        if compared:
+            console.print(f"Plot: {output}", highlight=False, soft_wrap=True)
+
     return app
+
+
+@contextmanager
+def _joblib(backend: _Backend, jobs: int) -> Iterator[None]:
+    """Where joblib runs things, with a local cluster of so many workers if need be."""
+    from contextlib import nullcontext
+
+    from joblib import parallel_config
+
+    cluster: AbstractContextManager = nullcontext()
+    try:
+        if backend == _Backend.DASK:
+            from distributed import Client
+
+            cluster = Client(n_workers=None if jobs < 0 else jobs, threads_per_worker=1)
+        elif backend == _Backend.RAY:
+            from ray.util.joblib import register_ray
+
+            register_ray()
+    except ModuleNotFoundError as error:
+        raise ImportError(f'this backend needs {error.name}: pip install "{backend}"') from error
+    with cluster, parallel_config(backend.value, n_jobs=jobs):
+        yield
 
 
 @contextmanager
@@ -324,6 +422,59 @@ def _convergence_notes(summaries: Sequence["Summary"], levels: "References") -> 
                 f"Step size {item.step_size:g}, d = {item.width}: the features of all inputs are "
                 f"zero in {item.num_zero} of {item.num_draws} draws, so alignment is undefined."
             )
+
+
+def _final_table(runs: Sequence["Run"]) -> "Table":
+    """Final results, one row for each problem, the best surrogate in bold."""
+    from rich.table import Table
+
+    from gp_deq.benchmarks.bo import final_table
+    from gp_deq.benchmarks.problems import make_problem
+
+    results = final_table(runs)
+    table = Table(title="log10 of the final regret; + where it is a value: larger is better")
+    table.add_column("problem", no_wrap=True)
+    for name in results["mean"]:
+        table.add_column(name, justify="right")
+    for problem, row in results.iterrows():
+        value = make_problem(problem, 0).best is None
+        winner = row["mean"].idxmax() if value else row["mean"].idxmin()
+        cells = {
+            name: f"{row['mean', name]:.3g}"
+            + (f" ± {row['sem', name]:.2g}" if row["sem", name] == row["sem", name] else "")
+            for name in results["mean"]
+        }
+        cells[winner] = f"[bold]{cells[winner]}[/bold]"
+        table.add_row(problem + " +" * value, *cells.values())
+    return table
+
+
+def _rank_table(runs: Sequence["Run"]) -> "Table":
+    from rich.table import Table
+
+    from gp_deq.benchmarks.bo import rank_table
+
+    table = Table(title="Mean rank over problems, 1 the best")
+    table.add_column("surrogate", no_wrap=True)
+    for name in ("all", "d < 10", "d ≥ 10", "s a step", "failed steps"):
+        table.add_column(name, justify="right")
+    for surrogate, row in rank_table(runs).iterrows():
+        ranks = ("–" if row[name] != row[name] else f"{row[name]:.2f}" for name in row.index[:3])
+        table.add_row(surrogate, *ranks, f"{row['seconds']:.2g}", f"{row['failures']:.0f}")
+    return table
+
+
+def _bo_notes(runs: Sequence["Run"], compared: Sequence["Run"], total: int) -> Iterator[str]:
+    if compared:
+        seeds = len({run.seed for run in compared})
+        yield f"Mean ± standard error over {seeds} seeds, paired." if seeds > 1 else "One seed."
+    if len(runs) < total:
+        yield f"{len(runs)} of {total} runs are done; the same command goes on."
+    if len(compared) < len(runs):
+        yield (
+            f"{len(runs) - len(compared)} runs are left out until all surrogates have finished "
+            "that problem and seed."
+        )
 
 
 def _speed_table(records: Sequence["Record"]) -> "Table":

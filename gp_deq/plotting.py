@@ -1,4 +1,4 @@
-"""Figures: predictions, relevances, collapse with depth, convergence, close inputs, speed.
+"""Figures: predictions, relevances, depth, convergence, close inputs, speed, optimisation.
 
 Every function takes plain data, returns a `matplotlib.figure.Figure` and leaves pyplot alone, so
 nothing here needs a display or changes the caller's figures.
@@ -22,12 +22,14 @@ except ImportError as error:
 __all__ = [
     "Band",
     "Bar",
+    "Panel",
     "Predictions",
     "Series",
     "coincident_figure",
     "convergence_figure",
     "demo_figure",
     "depth_figure",
+    "panels_figure",
     "predictions_figure",
     "relevance_figure",
     "save_figure",
@@ -98,6 +100,22 @@ class Band(NamedTuple):
     mean: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
+
+
+class Panel(NamedTuple):
+    """One of several plots with lines of the same names.
+
+    Args:
+        title: Above it.
+        label: Of its ordinates.
+        bands: Its lines.
+        log: Whether the ordinates are on a log axis.
+    """
+
+    title: str
+    label: str
+    bands: Sequence[Band]
+    log: bool = False
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:
@@ -564,4 +582,53 @@ def coincident_figure(
         axes.tick_params(which="both", labelsize=8)
         axes.legend(fontsize=8, frameon=False, loc="best")
         _style(axes)
+    return figure
+
+
+def panels_figure(panels: Sequence[Panel], abscissa: str, title: str = "") -> Figure:
+    """Lines with confidence intervals, several panels under one legend.
+
+    Args:
+        panels: At least one.
+        abscissa: What the abscissae of all are.
+        title: Of the whole figure.
+
+    Returns:
+        The figure.
+    """
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(4.0 * columns, 6.4), 3.1 * rows + 0.9), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    labels = list(dict.fromkeys(band.label for panel in panels for band in panel.bands))
+    handles = {}
+    for k, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, k + 1)
+        for band in panel.bands:
+            i = labels.index(band.label)
+            color = _COLORS[i % len(_COLORS)]
+            axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.1, linewidth=0)
+            (handles[band.label],) = axes.plot(
+                band.x,
+                band.mean,
+                color=color,
+                linewidth=1.6,
+                linestyle="-" if i < len(_COLORS) else "--",
+            )
+        if panel.log:
+            axes.set_yscale("log")
+        axes.set_title(panel.title, fontsize=10)
+        axes.set_xlabel(abscissa, fontsize=9)
+        axes.set_ylabel(panel.label, fontsize=9)
+        axes.tick_params(which="both", labelsize=8)
+        _style(axes)
+    figure.legend(
+        [handles[label] for label in labels],
+        labels,
+        loc="outside lower center",
+        ncols=min(5, len(labels)),
+        fontsize=9,
+        frameon=False,
+    )
     return figure

@@ -10,6 +10,7 @@ from torch import Tensor
 
 try:
     from botorch.test_functions import multi_objective, synthetic
+    from botorch.test_functions.base import BaseTestProblem
 except ImportError as error:
     raise ImportError('the problems come from BoTorch: pip install "gp_deq[bo]"') from error
 
@@ -78,8 +79,10 @@ def _shifted(make: Callable[[], synthetic.SyntheticTestFunction]) -> Maker:
 
     def maker(name: str, generator: torch.Generator) -> Problem:
         function = make().to(torch.float64)
-        low, high = function.bounds
-        optimum = torch.tensor(function._optimizers[0], dtype=torch.float64)
+        low, high = function.get_buffer("bounds")
+        optimizers = function._optimizers
+        assert optimizers is not None
+        optimum = torch.tensor(optimizers[0], dtype=torch.float64)
         relative = (optimum - low) / (high - low)
         first = (relative - _SIDE).clamp_min(0.0)
         last = relative.clamp_max(1 - _SIDE)
@@ -93,19 +96,20 @@ def _shifted(make: Callable[[], synthetic.SyntheticTestFunction]) -> Maker:
     return maker
 
 
-def _plain(make: Callable[[], synthetic.SyntheticTestFunction]) -> Maker:
+def _plain(make: Callable[[], BaseTestProblem]) -> Maker:
     """A function of BoTorch as it is, on its box."""
 
     def maker(name: str, generator: torch.Generator) -> Problem:
         function = make().to(torch.float64)
-        low, high = function.bounds
+        low, high = function.get_buffer("bounds")
 
         def evaluate(x: Tensor) -> Tensor:
             value = -function._evaluate_true(low + (high - low) * x)
             return value.reshape(len(x), -1)
 
         if isinstance(function, multi_objective.MultiObjectiveTestProblem):
-            return Problem(name, function.dim, evaluate, reference_point=-function.ref_point)
+            reference_point = -function.get_buffer("ref_point")
+            return Problem(name, function.dim, evaluate, reference_point=reference_point)
         return Problem(name, function.dim, evaluate, best=-float(function.optimal_value))
 
     return maker
