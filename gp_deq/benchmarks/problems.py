@@ -110,6 +110,7 @@ def _plain(make: Callable[[], BaseTestProblem]) -> Maker:
         if isinstance(function, multi_objective.MultiObjectiveTestProblem):
             reference_point = -function.get_buffer("ref_point")
             return Problem(name, function.dim, evaluate, reference_point=reference_point)
+        assert isinstance(function, synthetic.SyntheticTestFunction)
         return Problem(name, function.dim, evaluate, best=-float(function.optimal_value))
 
     return maker
