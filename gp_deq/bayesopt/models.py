@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from botorch.models import SingleTaskGP
@@ -97,10 +98,13 @@ class DEQSingleTaskGP(SingleTaskGP):
         Returns:
             A copy with the hyperparameters of these outputs.
         """
-        model: Any = super().subset_output(idcs)
+        # in training mode, in which the inputs are not transformed yet
+        whole = deepcopy(self).train()
+        model: Any = super(DEQSingleTaskGP, whole).subset_output(idcs)
         # BoTorch shortens the batch shape once for each parameter of a kernel
         for kernel in (model.covar_module, model.covar_module.base_kernel):
             kernel.batch_shape = model._aug_batch_shape
+        model.train(self.training)
         return model
 
     @classmethod
