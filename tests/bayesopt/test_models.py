@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 
+import botorch
 import pytest
 import torch
 from botorch.acquisition import LogExpectedImprovement, qKnowledgeGradient
@@ -18,6 +19,7 @@ from botorch.models import ModelListGP, MultiTaskGP, SingleTaskGP, SingleTaskVar
 from botorch.models.model import Model
 from botorch.models.transforms import Log, Normalize, Standardize
 from botorch.optim import optimize_acqf
+from botorch.optim.utils import sample_all_priors
 from botorch.sampling import SobolQMCNormalSampler
 from botorch.utils.datasets import SupervisedDataset
 from botorch.utils.multi_objective.box_decompositions import NondominatedPartitioning
@@ -28,6 +30,7 @@ from gpytorch.mlls import (
     SumMarginalLogLikelihood,
     VariationalELBO,
 )
+from packaging.version import Version
 from torch import Tensor
 
 from gp_deq.bayesopt import DEQSingleTaskGP, get_covar_module
@@ -482,6 +485,21 @@ def test_other_bad_arguments() -> None:
         DEQSingleTaskGP(x, y, activation="rleu")
 
 
+@every_kernel
+def test_priors_can_be_sampled(kernel: str, activation: str) -> None:
+    """As BoTorch does when it tries a fit again; some samples lie below a bound."""
+    x = inputs(5, 100)
+    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation)
+    lengthscale = model.covar_module.base_kernel.lengthscale.detach().clone()
+    for _ in range(20):
+        sample_all_priors(model)
+    assert not torch.equal(model.covar_module.base_kernel.lengthscale, lengthscale)
+    assert moments(model, x)[0].shape == (5, 1)
+
+
+@pytest.mark.skipif(
+    Version(botorch.__version__) < Version("0.18"), reason="older releases let it pass"
+)
 def test_kernel_without_the_batch_shape_of_the_outputs() -> None:
     """BoTorch's own error, on the page of troubles; DEQSingleTaskGP has the shape right."""
     x = inputs(8, 2)
