@@ -6,5 +6,6 @@ except ImportError as error:
     raise ImportError('gp_deq.bayesopt needs BoTorch: pip install "gp_deq[bo]"') from error
 
 from .covar_modules import get_covar_module
+from .pathwise import gen_nystrom_features
 
-__all__ = ["get_covar_module"]
+__all__ = ["gen_nystrom_features", "get_covar_module"]
