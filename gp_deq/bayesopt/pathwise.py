@@ -12,8 +12,8 @@ equilibrium at all. The networks here have the same kernel in the limit, and sma
 * Layers have independent weights, one matrix with fresh random signs, so that their fluctuations
   average out. The covariance of wide layers has the same fixed point as with tied weights.
 * The first layer already has the variance of the equilibrium, so that only correlations have to
-  converge. The depth leaves at most :math:`(w/w_{\text{critical}})^{\text{depth}}` of their
-  distance from it.
+  converge: a few layers for smooth activations at any weight variance, 100 for ReLU near its
+  critical one.
 * The variance of every layer is known, and each is scaled to have it. So are the features: the
   variance of a path is exactly the kernel's.
 """
@@ -34,19 +34,20 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from .. import settings
+from ..activations import PairCovariance
 from ..activations.pair_covariance import safe_sqrt
-from ..equilibrium import ConvergenceWarning, SolverMonitor
+from ..equilibrium import ConvergenceWarning, SolverMonitor, equilibrium
 from ..equilibrium.fixed_point import equilibrium_variance
 from ..kernels import DEQNNGPKernel, DEQNTKKernel, NNGPKernel
 from ..kernels._base import NeuralKernel
 from ..kernels._weighted import WeightedKernel
 
-#: Share of the initial distance from the equilibrium that the depth may leave.
+#: Error of correlations, or of tangent kernels relative to their variances, that a depth may leave.
 DEPTH_TOLERANCE = 1e-3
-#: Largest depth, with which ReLU's correlations are within 0.005 of the equilibrium at criticality.
+#: Largest depth. For ReLU's correlations it leaves 0.005 at most, however near criticality.
 MAX_DEPTH = 100
-#: Share of a tangent kernel at coincident inputs that the depth may leave without a warning.
-TANGENT_TOLERANCE = 0.05
+#: Error of a tangent kernel above which the largest depth warns.
+WARN_TOLERANCE = 0.05
 
 
 class _KernelFeatureMap(FeatureMap):
@@ -101,7 +102,7 @@ class NetworkFeatureMap(_KernelFeatureMap):
     ) -> None:
         super().__init__(kernel, num_outputs)
         self.width = width or num_outputs
-        self.depth = kernel.depth - 1 if isinstance(kernel, NNGPKernel) else _depth(kernel)
+        self.depth = kernel.depth - 1 if isinstance(kernel, NNGPKernel) else _depths(kernel)[0]
         num_inputs = num_inputs if kernel.active_dims is None else len(kernel.active_dims)
         inputs = self._orthonormal(num_inputs + 1) * math.sqrt(self.width)
         self.register_buffer("bias", inputs[..., :1, :])
@@ -219,7 +220,7 @@ class TangentFeatureMap(NetworkFeatureMap):
         width = max(products, num_outputs - products)
         super().__init__(kernel, num_inputs, num_outputs, width)
         self.register_buffer("start", self._normal(1, width).sign())
-        self.register_buffer("back_signs", self._normal(self.depth, width).sign())
+        self.register_buffer("back_signs", self._normal(self._back_depth(), width).sign())
         self.register_buffer("left", self._orthonormal(products).mT)
         self.register_buffer("right", self._orthonormal(products).mT)
 
@@ -247,7 +248,6 @@ class TangentFeatureMap(NetworkFeatureMap):
         activation = self.kernel.activation
         square_slope = activation.derivative_diagonal(variance)
         size = 1 / (1 - self.kernel.weight_variance * square_slope)
-        self._check_depth(size)
         slope = torch.func.jvp(activation, (u,), (torch.ones_like(u),))[1]
         slope = _rescale(slope, square_slope)
         sensitivity = self.start * size.sqrt()
@@ -256,18 +256,18 @@ class TangentFeatureMap(NetworkFeatureMap):
             sensitivity = _rescale(layer + self.start, size)
         return sensitivity, _rescale(slope * sensitivity, square_slope * size)
 
-    def _check_depth(self, size: Tensor) -> None:
-        # at coincident inputs w P = 1 - 1/size of a distance is left after each layer
-        left = float((1 - 1 / size.detach().max()) ** self.depth) if size.numel() else 0.0
-        if left > TANGENT_TOLERANCE and settings.warn_not_converged.value():
+    def _back_depth(self) -> int:
+        _, depth, left = _depths(self.kernel)
+        if left > WARN_TOLERANCE and settings.warn_not_converged.value():
             warnings.warn(
-                f"The network of depth {self.depth} for {type(self.kernel).__name__} did not "
-                f"converge at close inputs: {left:.0%} of the distance from its equilibrium is "
-                "left, as weight_variance is nearly critical. Give map_generator="
-                "gp_deq.bayesopt.gen_nystrom_features to BoTorch's draw_kernel_feature_paths.",
+                f"The network of depth {depth} for {type(self.kernel).__name__} did not converge "
+                "at close inputs, as weight_variance is nearly critical: its kernel is too large "
+                f"there by {left:.0%} of the variance. Give map_generator=gp_deq.bayesopt."
+                "gen_nystrom_features to BoTorch's draw_kernel_feature_paths.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        return depth
 
 
 class NystromFeatureMap(_KernelFeatureMap):
@@ -356,11 +356,34 @@ def _gen_tangent_features(
     return TangentFeatureMap(kernel, num_inputs, num_outputs)
 
 
-def _depth(kernel: WeightedKernel) -> int:
-    critical = kernel.activation.critical_weight_variance
-    share = float(kernel.weight_variance.detach().max()) / critical
-    needed = math.log(DEPTH_TOLERANCE) / math.log(share)
-    return max(1, min(math.ceil(needed), MAX_DEPTH))
+def _depths(kernel: WeightedKernel) -> tuple[int, int, float]:
+    """Layers for pre-activations and for sensitivities, and the error of the latter, on a grid."""
+    activation = kernel.activation
+    with torch.no_grad():
+        weight, bias = (
+            value.reshape(-1, 1, 1, 1) for value in (kernel.weight_variance, kernel.bias_variance)
+        )
+        inputs = torch.tensor([0.1, 1.0, 10.0]).to(bias).reshape(-1, 1, 1)
+        angles = math.pi * torch.logspace(-2, 0, 32).to(bias)
+        versine = 2 * (angles / 2).sin().square()
+        var = bias + inputs
+        injected = PairCovariance(var, var, 2 * var * versine, torch.zeros_like(var))
+        settled = equilibrium(activation, weight, injected)
+        target, variance = settled.versine, settled.var1
+        depth = 0
+        while depth < MAX_DEPTH and bool(((versine - target).abs() > DEPTH_TOLERANCE).any()):
+            pair = settled._replace(sqdist=2 * variance * versine)
+            versine = (weight * activation.dual(pair).sqdist + injected.sqdist) / (2 * variance)
+            depth += 1
+        # a sensitivity's covariance starts at its variance
+        slope = weight * activation.derivative_dual(settled)
+        variance = 1 / (1 - weight * activation.derivative_diagonal(variance))
+        left = (1 - 1 / ((1 - slope) * variance)).abs()
+        back_depth = 0
+        while back_depth < MAX_DEPTH and bool((left > DEPTH_TOLERANCE).any()):
+            left = slope.abs() * left
+            back_depth += 1
+    return depth, back_depth, float(left.max())
 
 
 def _rescale(vectors: Tensor, square: Tensor) -> Tensor:
