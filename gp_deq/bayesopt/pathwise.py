@@ -188,8 +188,9 @@ class TangentFeatureMap(NetworkFeatureMap):
     are exact as in :class:`NetworkFeatureMap`. A kernel that is a product of two,
     :math:`\operatorname E(g g')\operatorname E(y y')` for two of these vectors, has the random
     features :math:`\psi_j = (a_j \cdot g)(b_j \cdot y)/\sqrt M` with rows :math:`a_j` and
-    :math:`b_j` of independent orthogonal matrices, since :math:`\operatorname E a_j a_j^\top = I/N`
-    times the width. The pairs are those of the table at :class:`~gp_deq.kernels.DEQNTKKernel`:
+    :math:`b_j` of independent orthogonal matrices, as :math:`\operatorname E (a_j \cdot g)(a_j
+    \cdot g') = g \cdot g'/N`. The pairs are those of the table at
+    :class:`~gp_deq.kernels.DEQNTKKernel`:
 
     ================= ======================================================================
     ``trained``       features
