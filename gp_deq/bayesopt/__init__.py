@@ -12,11 +12,13 @@ from .fully_bayesian import (
     fit_fully_bayesian_model_nuts,
 )
 from .models import DEQSingleTaskGP
+from .pathwise import gen_nystrom_features
 
 __all__ = [
     "DEQFullyBayesianSingleTaskGP",
     "DEQPyroModel",
     "DEQSingleTaskGP",
     "fit_fully_bayesian_model_nuts",
+    "gen_nystrom_features",
     "get_covar_module",
 ]
