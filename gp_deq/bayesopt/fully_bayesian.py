@@ -98,7 +98,7 @@ class DEQPyroModel(PyroModel):
 
     Args:
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".
-        activation: Default "erf"; for "deker" the link, default "relu".
+        activation: Default "relu"; for "deker" the link.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         train_Y: ``n x 1``.
         train_Yvar: Variances of the noise, ``n x 1``. Default: one, inferred.
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".
-        activation: Default "erf"; for "deker" the link, default "relu".
+        activation: Default "relu"; for "deker" the link.
         outcome_transform: Default: none, as of BoTorch's fully Bayesian models.
         input_transform: Default: none.
 

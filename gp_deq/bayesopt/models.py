@@ -32,7 +32,7 @@ class DEQSingleTaskGP(SingleTaskGP):
         train_Y: ``*batch_shape x n x m``, m outputs that are modelled independently.
         train_Yvar: Variances of the noise, like ``train_Y``. Default: one inferred for each output.
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".
-        activation: Default "erf"; for "deker" the link, default "relu".
+        activation: Default "relu"; for "deker" the link.
         likelihood: Default: Gaussian with BoTorch's prior on its noise, or with fixed noise.
         mean_module: Default: a constant.
         outcome_transform: Default: :class:`~botorch.models.transforms.outcome.Standardize`; None
