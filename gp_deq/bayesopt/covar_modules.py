@@ -68,8 +68,8 @@ def get_covar_module(
     It is centred in the cube, has an output scale and starts with a prior variance of one at a
     typical point. Lengthscales, bias variance and output scale have log-normal priors, so that few
     observations of many inputs do not over-fit; ``weight_variance`` is uniform below its critical
-    value, and ``feature_scale`` of DEKer is fixed where it only scales the kernel. How the values were chosen is on the page "When should I use a DEQ surrogate?" of the
-    documentation.
+    value, and ``feature_scale`` of DEKer is fixed where it only scales the kernel. How the values
+    were chosen is on the page "When should I use a DEQ surrogate?" of the documentation.
 
     Args:
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".

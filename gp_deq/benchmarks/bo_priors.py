@@ -14,7 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gpytorch.kernels import Kernel
@@ -48,7 +48,7 @@ def _log_normal(mode: float, scale: float) -> tuple[float, float]:
 def _candidates() -> dict[str, tuple[str, Priors] | None]:
     """Each kernel with the priors of the package, and with one thing changed."""
     result: dict[str, tuple[str, Priors] | None] = {"RBF": None, "Matérn-5/2": None}
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "": {},
         ", lengthscale as for RBF": {"lengthscale": (math.sqrt(2), math.sqrt(3))},
         ", lengthscale 0.24 ± 0.8": {"lengthscale": _log_normal(0.24, 0.8)},
