@@ -271,6 +271,7 @@ def _joblib(backend: _Backend, jobs: int) -> Iterator[None]:
     from joblib import parallel_config
 
     cluster: AbstractContextManager = nullcontext()
+    package = "distributed" if backend == _Backend.DASK else "ray"
     try:
         if backend == _Backend.DASK:
             from distributed import Client
@@ -281,7 +282,7 @@ def _joblib(backend: _Backend, jobs: int) -> Iterator[None]:
 
             register_ray()
     except ModuleNotFoundError as error:
-        raise ImportError(f'this backend needs {error.name}: pip install "{backend}"') from error
+        raise ImportError(f"{backend} is not installed: pip install {package}") from error
     with cluster, parallel_config(backend.value, n_jobs=jobs):
         yield
 

@@ -15,7 +15,7 @@ from torch import Tensor
 try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 except ImportError as error:
     raise ImportError('gp_deq.plotting needs matplotlib: pip install "gp_deq[cli]"') from error
 
@@ -618,6 +618,14 @@ def panels_figure(panels: Sequence[Panel], abscissa: str, title: str = "") -> Fi
             )
         if panel.log:
             axes.set_yscale("log")
+        # of the lines alone: the intervals of two or three repetitions dwarf them
+        transform = axes.transScale.inverted().transform
+        ends = axes.transScale.transform(
+            [(band.x[0], end(band.mean)) for band in panel.bands for end in (min, max)]
+        )[:, 1]
+        margin = 0.12 * (ends.max() - ends.min()) or 1.0
+        axes.set_ylim(*transform([(0.0, ends.min() - margin), (0.0, ends.max() + margin)])[:, 1])
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel(abscissa, fontsize=9)
         axes.set_ylabel(panel.label, fontsize=9)

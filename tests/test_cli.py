@@ -38,7 +38,8 @@ def test_help_names_the_commands() -> None:
     result = _invoke("--help")
     assert result.exit_code == 0
     assert "demo" in result.output and "benchmark" in result.output
-    assert "speed" in _invoke("benchmark", "--help").output
+    benchmarks = _invoke("benchmark", "--help").output
+    assert "speed" in benchmarks and " bo " in benchmarks
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +117,8 @@ def test_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:
         ("matplotlib", ["demo"], "gp_deq[cli]"),
         ("botorch", ["demo"], "gp_deq[bo]"),
         ("botorch", ["benchmark", "speed"], "gp_deq[bo]"),
+        ("botorch", ["benchmark", "bo"], "gp_deq[bo]"),
+        ("pandas", ["benchmark", "bo"], "gp_deq[cli]"),
     ],
 )
 def test_missing_extra_is_named(missing: str, arguments: list[str], extra: str) -> None:

@@ -306,16 +306,19 @@ class Run:
         Raises:
             ValueError: the cells are not those of a run.
         """
-        problem, surrogate, seed, steps, restarts, samples, iterations, fit, acq, failed, trace = (
-            row
-        )
+        problem, surrogate, *key, fit_seconds, acquisition_seconds, failures, trace = row
+        seed, num_steps, num_restarts, raw_samples, max_iterations = map(int, key)
         return cls(
             problem,
             surrogate,
-            *map(int, (seed, steps, restarts, samples, iterations)),
-            float(fit),
-            float(acq),
-            tuple(failed.split()),
+            seed,
+            num_steps,
+            num_restarts,
+            raw_samples,
+            max_iterations,
+            float(fit_seconds),
+            float(acquisition_seconds),
+            tuple(failures.split()),
             tuple(map(float, trace.split())),
         )
 
