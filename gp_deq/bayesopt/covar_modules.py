@@ -11,6 +11,7 @@ from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import ScaleKernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..activations import Activation, get_activation
 from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
@@ -68,8 +69,9 @@ def get_covar_module(
     It is centred in the cube, has an output scale and starts with a prior variance of one at a
     typical point. Lengthscales, bias variance and output scale have log-normal priors, so that few
     observations of many inputs do not over-fit; ``weight_variance`` is uniform below its critical
-    value, and ``feature_scale`` of DEKer is fixed where it only scales the kernel. How the values
-    were chosen is on the page "When should I use a DEQ surrogate?" of the documentation.
+    value. Hyperparameters that a model with lengthscales and output scale does not need, such as
+    the bias variance for ReLU, stay at their initial values. How the values were chosen is on the
+    page "When should I use a DEQ surrogate?" of the documentation.
 
     Args:
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".
@@ -130,9 +132,8 @@ def build(
         batch_shape=batch_shape,
         active_dims=active_dims,
     )
-    if isinstance(base, DEKerKernel) and base.link.homogeneous:
-        # at the fixed point it only scales the kernel, as the output scale does
-        base.raw_feature_scale.requires_grad_(False)
+    for parameter in _redundant(base):
+        parameter.requires_grad_(False)
     scale = 1 / _typical_variance(base, 1 if ard_num_dims is None else ard_num_dims)
     return ScaleKernel(
         base,
@@ -182,6 +183,19 @@ def _above(lower: float, initial_value: float) -> GreaterThan:
     return GreaterThan(
         lower, transform=torch.exp, inv_transform=torch.log, initial_value=initial_value
     )
+
+
+def _redundant(kernel: NeuralKernel) -> list[Parameter]:
+    """Parameters that change nothing that lengthscales and output scale do not change as well.
+
+    A homogeneous kernel is multiplied by t**2 if every lengthscale is divided by t and the bias
+    variance multiplied by t**2.
+    """
+    if isinstance(kernel, DEKerKernel) and kernel.link.homogeneous:
+        return [kernel.raw_bias_variance, kernel.raw_feature_scale]
+    if isinstance(kernel, EquilibriumKernel) and kernel.activation.homogeneous:
+        return [kernel.raw_bias_variance]
+    return []
 
 
 def _typical_variance(kernel: NeuralKernel, num_dims: int) -> float:

@@ -21,7 +21,7 @@ __all__ = ["DEFAULT", "main", "measure"]
 
 #: The surrogate to which the others are compared.
 DEFAULT = "BoTorch default"
-_SURROGATES = ("DEQ-NNGP", "DEQ-NNGP relu", DEFAULT)
+_SURROGATES = ("DEQ-NNGP", "DEQ-NNGP erf", "DEKer", DEFAULT)
 
 
 def _fit(name: str, x: Tensor, y: Tensor) -> None:

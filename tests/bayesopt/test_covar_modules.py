@@ -72,8 +72,7 @@ def test_dimension_leaves_the_prior_correlation_alone() -> None:
 def test_arguments() -> None:
     module = get_covar_module("deker", 2, activation="tanh", active_dims=[0, 3])
     assert module.base_kernel.active_dims.tolist() == [0, 3]
-    assert module.base_kernel.raw_feature_scale.requires_grad
-    assert not get_covar_module("deker").base_kernel.raw_feature_scale.requires_grad
+    assert all(parameter.requires_grad for parameter in module.parameters())
     assert get_covar_module(activation=torch.tanh).base_kernel.lengthscale.shape == (1, 1)
     restored = pickle.loads(pickle.dumps(module))
     assert restored.outputscale.item() == module.outputscale.item()
@@ -83,6 +82,24 @@ def test_arguments() -> None:
         get_covar_module("rbf")
     with pytest.raises(ValueError, match="bounded slope"):
         get_covar_module(activation=torch.square)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_fixed_is_redundant(kernel: str) -> None:
+    """Lengthscales and output scale reproduce the matrix at any value of the fixed ones."""
+    module = get_covar_module(kernel, 2).double()
+    base = module.base_kernel
+    fixed = {name for name, value in base.named_parameters() if not value.requires_grad}
+    assert fixed == {"raw_bias_variance"} | ({"raw_feature_scale"} if kernel == "deker" else set())
+    x = torch.rand(9, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = module(x).to_dense()
+    base.bias_variance = base.bias_variance * 4
+    base.lengthscale = base.lengthscale / 2
+    module.outputscale = module.outputscale / 4
+    if kernel == "deker":
+        base.feature_scale = base.feature_scale * 3
+        module.outputscale = module.outputscale / 9
+    torch.testing.assert_close(module(x).to_dense(), expected, rtol=1e-10, atol=1e-10)
 
 
 @every_kernel
