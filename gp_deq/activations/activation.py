@@ -30,6 +30,15 @@ class Activation(ABC):
     #: Whether the expectations of an input cost no more than a few operations.
     closed_form: bool = True
 
+    def __call__(self, u: Tensor) -> Tensor:
+        r"""The function itself, :math:`\varphi(u)` elementwise.
+
+        Finite networks need it, kernels do not, so that a subclass may leave it out.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define __call__, the activation function itself."
+        )
+
     @property
     @abstractmethod
     def lipschitz(self) -> float:

@@ -24,6 +24,10 @@ class Erf(Activation):
     size. Critical weight variance :math:`\pi/4`; odd, bounded, not homogeneous; ``P`` is smooth.
     """
 
+    def __call__(self, u: Tensor) -> Tensor:
+        """See :meth:`Activation.__call__`."""
+        return torch.erf(u)
+
     @property
     def lipschitz(self) -> float:
         r""":math:`2/\sqrt\pi`."""

@@ -26,6 +26,10 @@ class GELU(Activation):
     Critical weight variance 0.784668; not homogeneous; ``P`` is smooth.
     """
 
+    def __call__(self, u: Tensor) -> Tensor:
+        """See :meth:`Activation.__call__`."""
+        return torch.nn.functional.gelu(u)
+
     @property
     def lipschitz(self) -> float:
         r""":math:`\Phi(\sqrt2) + \sqrt2\,\Phi'(\sqrt2)`, at :math:`u = \sqrt 2`."""

@@ -63,6 +63,10 @@ class Hermite(Activation):
         self._check_function()
         self._lipschitz = _largest_slope(fn) if lipschitz is None else float(lipschitz)
 
+    def __call__(self, u: Tensor) -> Tensor:
+        """See :meth:`Activation.__call__`."""
+        return self.fn(u)
+
     @property
     def lipschitz(self) -> float:
         """Least upper bound of the slope, as given or found on a grid."""

@@ -44,6 +44,10 @@ class LeakyReLU(Activation):
         self.linear_part = (1 + self.negative_slope**2) / 2
         self.angular_part = (1 - self.negative_slope) ** 2 / (2 * math.pi)
 
+    def __call__(self, u: Tensor) -> Tensor:
+        """See :meth:`Activation.__call__`."""
+        return torch.nn.functional.leaky_relu(u, self.negative_slope)
+
     @property
     def lipschitz(self) -> float:
         """Larger of the two slopes."""

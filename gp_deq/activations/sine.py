@@ -22,6 +22,10 @@ class Sine(Activation):
     Critical weight variance 1; odd, bounded, not homogeneous; ``P`` is smooth.
     """
 
+    def __call__(self, u: Tensor) -> Tensor:
+        """See :meth:`Activation.__call__`."""
+        return u.sin()
+
     @property
     def lipschitz(self) -> float:
         """1, at the origin."""

@@ -48,7 +48,7 @@ class ScaleDEQKernel(ScaleKernel):
         ard_num_dims: Number of lengthscales, one for each input. Default: one for all.
         batch_shape: One kernel for each output of a batched model.
         active_dims: Inputs to use. Default: all.
-        activation: Default "erf"; for "deker" the link, default "relu". Only a name can be saved by
+        activation: Default "relu"; for "deker" the link. Only a name can be saved by
             Ax.
 
     Raises:

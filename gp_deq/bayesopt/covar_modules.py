@@ -35,16 +35,16 @@ class Priors(NamedTuple):
     """
 
     activation: str
-    lengthscale: tuple[float, float] = (math.sqrt(2), math.sqrt(3))
-    bias_variance: tuple[float, float] = (0.0, 1.0)
+    lengthscale: tuple[float, float] = (-1.25, 0.4)
+    bias_variance: tuple[float, float] = (1.0, 1.0)
     weight_share: float = 0.5
     outputscale_scale: float = 1.0
 
 
 #: The kernels by name, with the priors that ``python -m gp_deq.benchmarks.bo_priors`` compares.
 KERNELS: dict[str, tuple[type[NeuralKernel], Priors]] = {
-    "deq-nngp": (DEQNNGPKernel, Priors("erf")),
-    "deq-ntk": (DEQNTKKernel, Priors("erf")),
+    "deq-nngp": (DEQNNGPKernel, Priors("relu")),
+    "deq-ntk": (DEQNTKKernel, Priors("relu")),
     "deker": (DEKerKernel, Priors("relu")),
 }
 
@@ -68,15 +68,15 @@ def get_covar_module(
     It is centred in the cube, has an output scale and starts with a prior variance of one at a
     typical point. Lengthscales, bias variance and output scale have log-normal priors, so that few
     observations of many inputs do not over-fit; ``weight_variance`` is uniform below its critical
-    value. How the values were chosen is on the page "When should I use a DEQ surrogate?" of the
-    documentation.
+    value, and ``feature_scale`` of DEKer is fixed where it only scales the kernel. How the values
+    were chosen is on the page "When should I use a DEQ surrogate?" of the documentation.
 
     Args:
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".
         ard_num_dims: Number of lengthscales, one for each input. Default: one for all.
         batch_shape: One kernel for each output of a batched model, ``torch.Size([m])``.
         active_dims: Inputs to use. Default: all.
-        activation: Default "erf"; for "deker" the link, default "relu".
+        activation: Default "relu"; for "deker" the link.
 
     Returns:
         The kernel in a :class:`~gpytorch.kernels.ScaleKernel`, in torch's default dtype, as those
@@ -130,6 +130,9 @@ def build(
         batch_shape=batch_shape,
         active_dims=active_dims,
     )
+    if isinstance(base, DEKerKernel) and base.link.homogeneous:
+        # at the fixed point it only scales the kernel, as the output scale does
+        base.raw_feature_scale.requires_grad_(False)
     scale = 1 / _typical_variance(base, 1 if ard_num_dims is None else ard_num_dims)
     return ScaleKernel(
         base,

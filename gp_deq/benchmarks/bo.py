@@ -154,7 +154,7 @@ def _linear(x: Tensor, y: Tensor) -> SingleTaskGP:
 #: The surrogates by name; None evaluates Sobol points.
 SURROGATES: Mapping[str, Surrogate | None] = {
     "DEQ-NNGP": _deq("deq-nngp"),
-    "DEQ-NNGP relu": _deq("deq-nngp", "relu"),
+    "DEQ-NNGP erf": _deq("deq-nngp", "erf"),
     "DEQ-NTK": _deq("deq-ntk"),
     "DEKer": _deq("deker"),
     "BoTorch default": SingleTaskGP,

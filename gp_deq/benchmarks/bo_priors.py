@@ -14,7 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gpytorch.kernels import Kernel
@@ -40,28 +40,38 @@ if TYPE_CHECKING:
 
 __all__ = ["CANDIDATES", "compare", "summarize", "training_data"]
 
-_SQRT2, _SQRT3 = math.sqrt(2), math.sqrt(3)
+
+def _log_normal(mode: float, scale: float) -> tuple[float, float]:
+    return math.log(mode) + scale**2, scale
 
 
 def _candidates() -> dict[str, tuple[str, Priors] | None]:
-    """Each kernel and activation with the priors of the package and with one thing changed."""
+    """Each kernel with the priors of the package, and with one thing changed."""
     result: dict[str, tuple[str, Priors] | None] = {"RBF": None, "Matérn-5/2": None}
-    for kernel, (_, default) in KERNELS.items():
-        activations = ("relu", "tanh") if kernel == "deker" else ("erf", "relu")
-        for activation in activations:
-            base = default._replace(activation=activation)
-            name = f"{kernel} {activation}"
-            result[name] = kernel, base
-            for loc, scale in ((0.0, _SQRT3), (2.5, _SQRT3), (0.5, 1.0), (0.0, 0.75)):
-                result[f"{name}, lengthscale {loc:g} {scale:.2g}"] = (
-                    kernel,
-                    base._replace(lengthscale=(loc, scale)),
-                )
-            for loc in (-2.0, 1.5):
-                result[f"{name}, bias {loc:g}"] = kernel, base._replace(bias_variance=(loc, 1.0))
-            for share in (0.1, 0.9) if kernel != "deker" else ():
-                result[f"{name}, weight {share:g}"] = kernel, base._replace(weight_share=share)
-            result[f"{name}, output 2"] = kernel, base._replace(outputscale_scale=2.0)
+    changes: dict[str, dict[str, Any]] = {
+        "": {},
+        ", lengthscale as for RBF": {"lengthscale": (math.sqrt(2), math.sqrt(3))},
+        ", lengthscale 0.24 ± 0.8": {"lengthscale": _log_normal(0.24, 0.8)},
+        ", lengthscale 0.24 ± 0.2": {"lengthscale": _log_normal(0.24, 0.2)},
+        ", lengthscale 0.12 ± 0.4": {"lengthscale": _log_normal(0.12, 0.4)},
+        ", lengthscale 0.48 ± 0.4": {"lengthscale": _log_normal(0.48, 0.4)},
+        ", bias 1": {"bias_variance": (0.0, 1.0)},
+        ", weight 0.1": {"weight_share": 0.1},
+        ", weight 0.9": {"weight_share": 0.9},
+        ", output ± 0.3": {"outputscale_scale": 0.3},
+        ", output ± 2": {"outputscale_scale": 2.0},
+    }
+    for kernel, activation in (
+        ("deq-nngp", "relu"),
+        ("deq-nngp", "erf"),
+        ("deq-ntk", "relu"),
+        ("deker", "relu"),
+    ):
+        default = KERNELS[kernel][1]._replace(activation=activation)
+        for change, values in changes.items():
+            if kernel != "deker" or "weight_share" not in values:
+                name = f"{kernel} {activation}{change}"
+                result[name] = kernel, default._replace(**values)
     return result
 
 

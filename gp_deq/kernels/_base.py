@@ -245,9 +245,10 @@ class NeuralKernel(Kernel):
         constraint = getattr(self, f"raw_{name}_constraint")
         value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
         if not self._allowed(name, value):
-            raise ValueError(
+            raise _OutOfBoundsError(
                 f"{name} of {type(self).__name__} ({self._nonlinearity!r}) must lie in "
-                f"{self._region(name)}, got {_range(value)}."
+                f"{self._region(name)}, got {_range(value)}, out of bounds of its current "
+                "constraints."
             )
         self.initialize(**{f"raw_{name}": constraint.inverse_transform(value)})
 
@@ -280,6 +281,14 @@ class NeuralKernel(Kernel):
         changed = change(bare)
         changed.active_dims = self.active_dims.clone()
         return changed
+
+
+class _OutOfBoundsError(ValueError, RuntimeError):
+    """A ValueError that is GPyTorch's too.
+
+    When BoTorch tries a fit again it samples the priors, and samples again after a RuntimeError
+    that says "out of bounds of its current constraints".
+    """
 
 
 def _same(x1: Tensor, x2: Tensor) -> bool:

@@ -1,0 +1,138 @@
+"""Surrogates with a deep-equilibrium kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+from botorch.models import SingleTaskGP
+from botorch.models.transforms.input import InputTransform
+from botorch.models.transforms.outcome import OutcomeTransform
+from botorch.utils.datasets import SupervisedDataset
+from botorch.utils.types import DEFAULT, _DefaultType
+from gpytorch.likelihoods import Likelihood
+from gpytorch.means import Mean
+from torch import Tensor
+
+from ..activations import Activation
+from .covar_modules import get_covar_module
+
+
+class DEQSingleTaskGP(SingleTaskGP):
+    """BoTorch's :class:`~botorch.models.gp_regression.SingleTaskGP` with a deep-equilibrium kernel.
+
+    Data, noise, transforms, warnings and everything that the model does are those of BoTorch; only
+    the kernel is that of :func:`get_covar_module`, one for each output and each batch of data.
+    Inputs belong in the unit cube, if need be by ``input_transform=Normalize(d)``; outcomes are
+    standardised unless ``outcome_transform`` says otherwise.
+
+    Args:
+        train_X: ``*batch_shape x n x d``.
+        train_Y: ``*batch_shape x n x m``, m outputs that are modelled independently.
+        train_Yvar: Variances of the noise, like ``train_Y``. Default: one inferred for each output.
+        kernel: "deq-nngp" (default), "deq-ntk" or "deker".
+        activation: Default "relu"; for "deker" the link.
+        likelihood: Default: Gaussian with BoTorch's prior on its noise, or with fixed noise.
+        mean_module: Default: a constant.
+        outcome_transform: Default: :class:`~botorch.models.transforms.outcome.Standardize`; None
+            for none.
+        input_transform: Default: none.
+
+    Raises:
+        ValueError: The kernel is unknown, or the activation cannot be used with it.
+        botorch.exceptions.errors.InputDataError: The data contain NaN, or their dtypes differ.
+        botorch.exceptions.errors.BotorchTensorDimensionError: ``train_Y`` has no output dimension.
+
+    Example:
+        >>> import torch
+        >>> from botorch.fit import fit_gpytorch_mll
+        >>> from gpytorch.mlls import ExactMarginalLogLikelihood
+        >>> from gp_deq.bayesopt import DEQSingleTaskGP
+        >>> X = torch.linspace(0, 1, 9, dtype=torch.float64).unsqueeze(-1)
+        >>> model = DEQSingleTaskGP(X, (6 * X).sin())
+        >>> _ = fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        >>> round(model.posterior(X[:1] + 0.3).mean.item(), 1)  # sin(1.8)
+        1.0
+    """
+
+    def __init__(
+        self,
+        train_X: Tensor,
+        train_Y: Tensor,
+        train_Yvar: Tensor | None = None,
+        kernel: str = "deq-nngp",
+        activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+        likelihood: Likelihood | None = None,
+        mean_module: Mean | None = None,
+        outcome_transform: OutcomeTransform | _DefaultType | None = DEFAULT,
+        input_transform: InputTransform | None = None,
+    ) -> None:
+        # without a covar_module, for with one BoTorch does not check how the data are scaled
+        super().__init__(
+            train_X,
+            train_Y,
+            train_Yvar,
+            likelihood=likelihood,
+            mean_module=mean_module,
+            outcome_transform=outcome_transform,
+            input_transform=input_transform,
+        )
+        num_dims = self.covar_module.ard_num_dims
+        self.covar_module = get_covar_module(
+            kernel, num_dims, batch_shape=self._aug_batch_shape, activation=activation
+        ).to(train_X)
+        base = self.covar_module.base_kernel
+        names = ["center", *(name for name, _ in base.named_parameters(recurse=False))]
+        del self._subset_batch_dict["covar_module.raw_lengthscale"]
+        self._subset_batch_dict["covar_module.raw_outputscale"] = -1
+        for name in names:
+            self._subset_batch_dict[f"covar_module.base_kernel.{name}"] = -3
+
+    def subset_output(self, idcs: list[int]) -> DEQSingleTaskGP:
+        """The model of some of the outputs.
+
+        Args:
+            idcs: Their indices.
+
+        Returns:
+            A copy with the hyperparameters of these outputs.
+        """
+        # in training mode, in which the inputs are not transformed yet
+        whole = deepcopy(self).train()
+        model: Any = super(DEQSingleTaskGP, whole).subset_output(idcs)
+        # BoTorch shortens the batch shape once for each parameter of a kernel
+        for kernel in (model.covar_module, model.covar_module.base_kernel):
+            kernel.batch_shape = model._aug_batch_shape
+        model.train(self.training)
+        return model
+
+    @classmethod
+    def construct_inputs(
+        cls,
+        training_data: SupervisedDataset,
+        *,
+        kernel: str = "deq-nngp",
+        activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Arguments of the model for a data set of BoTorch, as Ax asks for them.
+
+        Args:
+            training_data: The data set.
+            kernel: As for the class.
+            activation: As for the class.
+
+        Returns:
+            Keyword arguments of the class.
+
+        Example:
+            >>> import torch
+            >>> from botorch.utils.datasets import SupervisedDataset
+            >>> from gp_deq.bayesopt import DEQSingleTaskGP
+            >>> X = torch.rand(5, 2, dtype=torch.float64)
+            >>> data = SupervisedDataset(
+            ...     X, X.sum(-1, keepdim=True), feature_names=["a", "b"], outcome_names=["y"])
+            >>> model = DEQSingleTaskGP(**DEQSingleTaskGP.construct_inputs(data, kernel="deq-ntk"))
+        """
+        inputs = super().construct_inputs(training_data=training_data)
+        return {**inputs, "kernel": kernel, "activation": activation}

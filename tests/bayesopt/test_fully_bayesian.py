@@ -1,0 +1,269 @@
+"""DEQFullyBayesianSingleTaskGP: samples of the right density, and the model made of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import sys
+
+import pytest
+import torch
+from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+from botorch.exceptions.errors import InputDataError
+from botorch.exceptions.warnings import InputDataWarning
+from botorch.models.transforms import Normalize, Standardize
+from botorch.optim import optimize_acqf
+from botorch.sampling import SobolQMCNormalSampler
+from botorch.utils.datasets import SupervisedDataset
+from gpytorch.priors import LogNormalPrior
+from torch import Tensor
+
+from gp_deq.bayesopt import (
+    DEQFullyBayesianSingleTaskGP,
+    DEQPyroModel,
+    DEQSingleTaskGP,
+    fit_fully_bayesian_model_nuts,
+    get_covar_module,
+)
+
+pyro = pytest.importorskip("pyro")
+
+KERNELS = [("deq-nngp", "erf"), ("deq-nngp", "relu"), ("deq-ntk", "erf"), ("deker", "relu")]
+every_kernel = pytest.mark.parametrize("kernel, activation", KERNELS)
+BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+STRENGTH = {"deq-nngp": "weight_variance", "deq-ntk": "weight_variance", "deker": "regularization"}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def inputs(*shape: int) -> Tensor:
+    return torch.rand(*shape, dtype=torch.float64)
+
+
+def target(x: Tensor) -> Tensor:
+    return (4 * x[..., :1]).sin() + x[..., 1:2].square()
+
+
+def make(n: int = 12, known: bool = False, **kwargs) -> DEQFullyBayesianSingleTaskGP:
+    x = torch.rand(n, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = torch.full((n, 1), 0.01).double() if known else None
+    kwargs.setdefault("outcome_transform", Standardize(1))
+    return DEQFullyBayesianSingleTaskGP(x, target(x), noise, **kwargs)
+
+
+def fit(model: DEQFullyBayesianSingleTaskGP, warmup: int = 8, samples: int = 8, **kwargs) -> None:
+    fit_fully_bayesian_model_nuts(
+        model,
+        max_tree_depth=4,
+        warmup_steps=warmup,
+        num_samples=samples,
+        thinning=2,
+        disable_progbar=True,
+        **kwargs,
+    )
+
+
+def trace(model: DEQPyroModel, **values: float | Tensor) -> pyro.poutine.Trace:
+    data = {name: torch.as_tensor(v, dtype=torch.float64) for name, v in values.items()}
+    return pyro.poutine.trace(pyro.poutine.condition(model.sample, data)).get_trace()
+
+
+@every_kernel
+@pytest.mark.parametrize("known", [False, True])
+def test_samples_make_a_batch_of_models(kernel: str, activation: str, known: bool) -> None:
+    model = make(kernel=kernel, activation=activation, known=known)
+    with pytest.raises(RuntimeError, match="not been fitted"):
+        model.posterior(inputs(3, 2))
+    fit(model)
+    assert model.num_mcmc_samples == 4 and model.batch_shape == (4,)
+    assert model.median_lengthscale.shape == (2,)
+    test = inputs(30, 2)
+    with torch.no_grad():
+        posterior = model.posterior(test)
+    assert posterior.mean.shape == (4, 30, 1)
+    error = (posterior.mixture_mean - target(test)).square().mean() / target(test).var()
+    assert error < 0.2
+    assert bool((posterior.mixture_variance > 0).all())
+    base = model.covar_module.base_kernel
+    assert base.solver_report.converged
+    strength = getattr(base, STRENGTH[kernel])
+    assert len(strength.unique()) > 1
+    modules = [(model.covar_module, "outputscale"), (base, "lengthscale"), (base, "bias_variance")]
+    modules.append((base, STRENGTH[kernel]))
+    if not known:
+        modules.append((model.likelihood.noise_covar, "noise"))
+    for module, name in modules:
+        value, constraint = getattr(module, name), getattr(module, f"raw_{name}_constraint")
+        assert bool((value > constraint.lower_bound).all())
+        assert bool((value < constraint.upper_bound).all())
+
+
+@every_kernel
+def test_each_sample_is_a_model_of_its_own(kernel: str, activation: str) -> None:
+    model = make(kernel=kernel, activation=activation, outcome_transform=None)
+    fit(model, 4, 4)
+    test = inputs(5, 2)
+    x, y = model.train_inputs[0], model.train_targets.unsqueeze(-1)
+    with torch.no_grad():
+        posterior = model.posterior(test)
+    for i in range(2):
+        one = DEQSingleTaskGP(x, y, kernel=kernel, activation=activation, outcome_transform=None)
+        one.mean_module.constant.data = model.mean_module.constant[i].detach()
+        one.likelihood.noise = model.likelihood.noise[i].detach()
+        one.covar_module.outputscale = model.covar_module.outputscale[i].detach()
+        base, batch = one.covar_module.base_kernel, model.covar_module.base_kernel
+        for name in ("lengthscale", "bias_variance", STRENGTH[kernel]):
+            setattr(base, name, getattr(batch, name)[i].detach())
+        with torch.no_grad():
+            expected = one.posterior(test)
+        torch.testing.assert_close(posterior.mean[i], expected.mean, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(posterior.variance[i], expected.variance, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kernel", ["deq-nngp", "deker"])
+def test_density_is_that_of_the_priors_and_the_marginal_likelihood(kernel: str) -> None:
+    """The logarithm of the joint density, up to a constant, at two points."""
+    model = make(kernel=kernel, outcome_transform=None).pyro_model
+    covar_module = get_covar_module(kernel, ard_num_dims=2).double()
+    base = covar_module.base_kernel
+    points = [
+        {"mean": 0.1, "noise": 0.02, "outputscale": 0.7, "lengthscale": [0.5, 2.0],
+         "bias_variance": 0.4, "strength": 0.3},
+        {"mean": -0.5, "noise": 0.2, "outputscale": 3.0, "lengthscale": [1.5, 0.3],
+         "bias_variance": 2.0, "strength": 0.6},
+    ]  # fmt: skip
+    found, expected = [], []
+    for point in points:
+        value = {name: torch.tensor(v, dtype=torch.float64) for name, v in point.items()}
+        strength = value.pop("strength")
+        covar_module.outputscale = value["outputscale"]
+        base.lengthscale, base.bias_variance = value["lengthscale"], value["bias_variance"]
+        name = STRENGTH[kernel]
+        setattr(base, name, strength if kernel == "deq-nngp" else strength**-0.5)
+        with torch.no_grad():
+            covariance = covar_module(model.train_X).to_dense() + value["noise"] * torch.eye(12)
+        density = torch.distributions.MultivariateNormal(value["mean"].expand(12), covariance)
+        log_prob = density.log_prob(model.train_Y.squeeze(-1)) - value["mean"] ** 2 / 2
+        log_prob += LogNormalPrior(-4.0, 1.0).log_prob(value["noise"])
+        log_prob += covar_module.outputscale_prior.log_prob(value["outputscale"])
+        log_prob += base.bias_variance_prior.log_prob(value["bias_variance"])
+        log_prob += base.lengthscale_prior.log_prob(value["lengthscale"]).sum()
+        expected.append(log_prob.item())
+        bounds = {
+            "noise": 1e-4,
+            "outputscale": covar_module.raw_outputscale_constraint.lower_bound,
+            "bias_variance": base.raw_bias_variance_constraint.lower_bound,
+            "lengthscale": base.raw_lengthscale_constraint.lower_bound,
+        }
+        latent = {n: v - bounds.get(n, 0.0) for n, v in value.items()} | {name: strength}
+        found.append(trace(model, **latent).log_prob_sum().item())
+        processed = model.postprocess_mcmc_samples(latent)
+        torch.testing.assert_close(processed["noise"], value["noise"])
+        torch.testing.assert_close(processed[name], getattr(base, name).squeeze())
+    assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["deq-nngp", "deker"])
+def test_samples_that_rounding_takes_to_a_bound_move_inside(kernel: str) -> None:
+    model = make(kernel=kernel).pyro_model
+    zero, name = torch.zeros(1, dtype=torch.float64), STRENGTH[kernel]
+    latent = dict.fromkeys(("mean", "noise", "outputscale", "bias_variance"), zero)
+    latent["lengthscale"] = zero.expand(1, 2)
+    base = get_covar_module(kernel, ard_num_dims=2).double().base_kernel
+    constraint = getattr(base, f"raw_{name}_constraint")
+    bounds = [zero, constraint.upper_bound if kernel == "deq-nngp" else constraint.lower_bound**-2]
+    for bound in bounds:
+        samples = model.postprocess_mcmc_samples(latent | {name: bound.reshape(1)})
+        _, covar_module, likelihood, _ = model.load_mcmc_samples(samples)
+        noise = likelihood.noise_covar
+        assert bool(noise.noise > noise.raw_noise_constraint.lower_bound)
+        assert bool(getattr(covar_module.base_kernel, f"raw_{name}").isfinite().all())
+        assert bool((samples["lengthscale"] > base.raw_lengthscale_constraint.lower_bound).all())
+        assert bool((samples[name] > constraint.lower_bound).all())
+
+
+def test_a_seed_gives_the_same_samples_and_leaves_the_random_state() -> None:
+    state = torch.random.get_rng_state()
+    scales = []
+    for seed in (3, 3, 4):
+        model = make()
+        fit(model, 2, 2, seed=seed)
+        scales.append(model.covar_module.outputscale)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(scales[0], scales[1]) and not torch.equal(scales[0], scales[2])
+
+
+@every_kernel
+def test_saving_keeps_the_posterior(kernel: str, activation: str) -> None:
+    options = {"kernel": kernel, "activation": activation}
+    model = make(input_transform=Normalize(2, bounds=BOUNDS), **options)
+    fit(model, 2, 4)
+    test = inputs(4, 2)
+    restored = make(input_transform=Normalize(2, bounds=BOUNDS), **options)
+    restored.load_state_dict(model.state_dict())
+    restored.eval()
+    with torch.no_grad():
+        expected = model.posterior(test)
+        for clone in (restored, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            posterior = clone.posterior(test)
+            torch.testing.assert_close(posterior.mean, expected.mean, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(posterior.variance, expected.variance, rtol=1e-8, atol=1e-10)
+
+
+def test_conditioning_and_candidates() -> None:
+    model = make()
+    fit(model, 4, 4)
+    x = model.train_inputs[0]
+    new = inputs(1, 2)
+    with torch.no_grad():
+        before = model.posterior(new).mixture_variance
+        conditioned = model.condition_on_observations(new, target(new))
+        assert conditioned.posterior(new).mixture_variance < before
+    acquisition = qLogNoisyExpectedImprovement(
+        model, x, SobolQMCNormalSampler(torch.Size([8]), seed=0), prune_baseline=False
+    )
+    candidates, _ = optimize_acqf(
+        acquisition, BOUNDS, 1, num_restarts=1, raw_samples=8, options={"maxiter": 5}
+    )
+    assert candidates.shape == (1, 2)
+    assert bool((candidates >= 0).all()) and bool((candidates <= 1).all())
+
+
+def test_construct_inputs() -> None:
+    x = inputs(6, 2)
+    data = SupervisedDataset(x, target(x), feature_names=["a", "b"], outcome_names=["y"])
+    arguments = DEQFullyBayesianSingleTaskGP.construct_inputs(data, kernel="deq-ntk")
+    model = DEQFullyBayesianSingleTaskGP(**arguments, outcome_transform=Standardize(1))
+    assert model.pyro_model.kernel == "deq-ntk"
+
+
+def test_bad_input() -> None:
+    x, y = inputs(6, 2), inputs(6, 2)
+    with pytest.raises(ValueError, match="ModelListGP"):
+        DEQFullyBayesianSingleTaskGP(x, y)
+    with pytest.raises(ValueError, match="shape of train_Y"):
+        DEQFullyBayesianSingleTaskGP(x, y[:, :1], y)
+    with pytest.raises(InputDataError, match="NaN"):
+        DEQFullyBayesianSingleTaskGP(x * math.nan, y[:, :1])
+    with pytest.raises(ValueError, match="kernel must be"):
+        make(kernel="rbf")
+    with pytest.warns(InputDataWarning, match="unit cube"):
+        DEQFullyBayesianSingleTaskGP(7 * x, y[:, :1], outcome_transform=Standardize(1))
+    with pytest.warns(InputDataWarning, match="not standardized"):
+        DEQFullyBayesianSingleTaskGP(x, 10 + y[:, :1])
+
+
+def test_outside_of_pyro_sample_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match="fit_fully_bayesian_model_nuts"):
+        make().pyro_model.sample()
+
+
+def test_without_pyro_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    monkeypatch.setitem(sys.modules, "pyro", None)
+    with pytest.raises(ImportError, match=r'pip install "gp_deq\[bayes\]"'):
+        fit_fully_bayesian_model_nuts(model)
