@@ -34,6 +34,7 @@ def test_runs_from_top_to_bottom(path, tmp_path):
         "PYTHONPATH": os.pathsep.join(paths),
         "IPYTHONDIR": str(tmp_path / "ipython"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "SMOKE_TEST": "1",  # fewer steps and seeds, as in BoTorch's tutorials; the same assertions
     }
     resources = {"metadata": {"path": str(tmp_path)}}
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources)
