@@ -139,7 +139,7 @@ def build(
         base,
         batch_shape=batch_shape,
         outputscale_prior=LogNormalPrior(math.log(scale), priors.outputscale_scale),
-        outputscale_constraint=_above(MIN_VARIANCE, scale),
+        outputscale_constraint=GreaterThan(MIN_VARIANCE, initial_value=scale),
     )
 
 
@@ -160,9 +160,13 @@ def base_arguments(
     arguments: dict[str, Any] = {
         "center": 0.5,
         "bias_variance_prior": LogNormalPrior(*priors.bias_variance),
-        "bias_variance_constraint": _above(MIN_VARIANCE, math.exp(priors.bias_variance[0])),
+        "bias_variance_constraint": GreaterThan(
+            MIN_VARIANCE, initial_value=math.exp(priors.bias_variance[0])
+        ),
         "lengthscale_prior": lengthscale_prior,
-        "lengthscale_constraint": _above(MIN_LENGTHSCALE, lengthscale_prior.mode),
+        "lengthscale_constraint": GreaterThan(
+            MIN_LENGTHSCALE, initial_value=lengthscale_prior.mode
+        ),
     }
     if not issubclass(kernel_class, EquilibriumKernel):
         return {"link": nonlinearity, **arguments}
@@ -173,16 +177,6 @@ def base_arguments(
             critical, initial_value=priors.weight_share * critical
         )
     return arguments
-
-
-def _above(lower: float, initial_value: float) -> GreaterThan:
-    """A bound for a scale, whose logarithm the optimiser moves.
-
-    In logarithms the fits need about a third fewer evaluations than in the scales themselves.
-    """
-    return GreaterThan(
-        lower, transform=torch.exp, inv_transform=torch.log, initial_value=initial_value
-    )
 
 
 def _redundant(kernel: NeuralKernel) -> list[Parameter]:

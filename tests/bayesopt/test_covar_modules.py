@@ -105,7 +105,7 @@ def test_what_is_fixed_is_redundant(kernel: str) -> None:
 @every_kernel
 def test_scales_stay_positive_at_any_raw_value(kernel: str, activation: str) -> None:
     module = get_covar_module(kernel, 2, activation=activation).double()
-    for raw in (-1e3, -50.0, 6.0):
+    for raw in (-1e3, -50.0, 50.0, 1e4):
         for name, parameter in module.named_parameters():
             if "weight" not in name and "regularization" not in name:
                 parameter.data.fill_(raw)
