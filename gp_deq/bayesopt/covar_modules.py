@@ -11,7 +11,6 @@ from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import ScaleKernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
-from torch.nn import Parameter
 
 from ..activations import Activation, get_activation
 from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
@@ -28,15 +27,16 @@ class Priors(NamedTuple):
         lengthscale: Location and scale of the log-normal prior on each lengthscale, which starts at
             its mode. Squared distances are divided by d in the kernel, so the location does not
             depend on the dimension, while that of a stationary kernel has to grow like
-            :math:`\frac12 \log d`.
+            :math:`\frac12 \log d`. It is narrow: few observations say little about each input.
         bias_variance: Location and scale of that on the bias variance, which starts at its median.
+            It is wide: all lengthscales together matter only relative to the bias.
         weight_share: Initial weight variance in units of its critical value; not for DEKer.
         outputscale_scale: Scale of the log-normal prior on the output scale, whose median is the
             initial value.
     """
 
     activation: str
-    lengthscale: tuple[float, float] = (-1.25, 0.4)
+    lengthscale: tuple[float, float] = (-1.4, 0.2)
     bias_variance: tuple[float, float] = (1.0, 1.0)
     weight_share: float = 0.5
     outputscale_scale: float = 1.0
@@ -69,9 +69,8 @@ def get_covar_module(
     It is centred in the cube, has an output scale and starts with a prior variance of one at a
     typical point. Lengthscales, bias variance and output scale have log-normal priors, so that few
     observations of many inputs do not over-fit; ``weight_variance`` is uniform below its critical
-    value. Hyperparameters that a model with lengthscales and output scale does not need, such as
-    the bias variance for ReLU, stay at their initial values. How the values were chosen is on the
-    page "When should I use a DEQ surrogate?" of the documentation.
+    value. How these were chosen is on the page "When should I use a DEQ surrogate?" of the
+    documentation.
 
     Args:
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".
@@ -132,8 +131,9 @@ def build(
         batch_shape=batch_shape,
         active_dims=active_dims,
     )
-    for parameter in _redundant(base):
-        parameter.requires_grad_(False)
+    if isinstance(base, DEKerKernel) and base.link.homogeneous:
+        # the kernel is a multiple of it
+        base.raw_feature_scale.requires_grad_(False)
     scale = 1 / _typical_variance(base, 1 if ard_num_dims is None else ard_num_dims)
     return ScaleKernel(
         base,
@@ -177,19 +177,6 @@ def base_arguments(
             critical, initial_value=priors.weight_share * critical
         )
     return arguments
-
-
-def _redundant(kernel: NeuralKernel) -> list[Parameter]:
-    """Parameters that change nothing that lengthscales and output scale do not change as well.
-
-    A homogeneous kernel is multiplied by t**2 if every lengthscale is divided by t and the bias
-    variance multiplied by t**2.
-    """
-    if isinstance(kernel, DEKerKernel) and kernel.link.homogeneous:
-        return [kernel.raw_bias_variance, kernel.raw_feature_scale]
-    if isinstance(kernel, EquilibriumKernel) and kernel.activation.homogeneous:
-        return [kernel.raw_bias_variance]
-    return []
 
 
 def _typical_variance(kernel: NeuralKernel, num_dims: int) -> float:
