@@ -93,7 +93,12 @@ def _bare_arguments(covar_module_class: type[NeuralKernel], **options: Any) -> d
     classes = [base for base in covar_module_class.__mro__ if issubclass(base, NeuralKernel)]
     _check(covar_module_class, options, *(signature(base).parameters for base in classes))
     priors = next(p for base, p in KERNELS.values() if issubclass(covar_module_class, base))
-    defaults = base_arguments(covar_module_class, priors, options.get("activation"))
+    defaults = base_arguments(
+        covar_module_class,
+        priors,
+        options.get("activation", options.get("link")),
+        options.get("step_size", 1.0),
+    )
     return {**defaults, **shapes, **options}
 
 

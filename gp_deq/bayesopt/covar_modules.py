@@ -13,10 +13,12 @@ from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
 from ..activations import Activation, get_activation
+from ..activations.link import get_link
 from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
 from ..kernels._base import NeuralKernel
 from ..kernels._weighted import EquilibriumKernel
 from ..kernels.constraints import BelowCritical
+from .strength_prior import StrengthPrior
 
 
 class Priors(NamedTuple):
@@ -30,7 +32,10 @@ class Priors(NamedTuple):
             :math:`\frac12 \log d`. It is narrow: few observations say little about each input.
         bias_variance: Location and scale of that on the bias variance, which starts at its median.
             It is wide: all lengthscales together matter only relative to the bias.
-        weight_share: Initial weight variance in units of its critical value; not for DEKer.
+        weight_share: Initial weight variance in units of its critical value; not for DEKer, which
+            starts at half of its strongest feedback anyhow.
+        strength: Concentration of the :class:`StrengthPrior` on the weight variance, or on the
+            regularization of DEKer.
         outputscale_scale: Scale of the log-normal prior on the output scale, whose median is the
             initial value.
     """
@@ -39,6 +44,7 @@ class Priors(NamedTuple):
     lengthscale: tuple[float, float] = (-1.4, 0.2)
     bias_variance: tuple[float, float] = (1.0, 1.0)
     weight_share: float = 0.5
+    strength: float = 2.0
     outputscale_scale: float = 1.0
 
 
@@ -68,9 +74,9 @@ def get_covar_module(
 
     It is centred in the cube, has an output scale and starts with a prior variance of one at a
     typical point. Lengthscales, bias variance and output scale have log-normal priors, so that few
-    observations of many inputs do not over-fit; ``weight_variance`` is uniform below its critical
-    value. How these were chosen is on the page "When should I use a DEQ surrogate?" of the
-    documentation.
+    observations of many inputs do not over-fit, and ``weight_variance`` (``regularization`` of
+    "deker") has a Beta prior between zero and its critical value. How these were chosen is on the
+    page "When should I use a DEQ surrogate?" of the documentation.
 
     Args:
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".
@@ -147,6 +153,7 @@ def base_arguments(
     kernel_class: type[NeuralKernel],
     priors: Priors,
     activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+    step_size: float = 1.0,
 ) -> dict[str, Any]:
     """Arguments of a kernel without its output scale: centre, priors and initial values.
 
@@ -154,8 +161,9 @@ def base_arguments(
         kernel_class: The kernel.
         priors: What to set.
         activation: In place of that of the priors.
+        step_size: Of DEKer.
     """
-    nonlinearity = priors.activation if activation is None else activation
+    nonlinearity: Any = priors.activation if activation is None else activation
     lengthscale_prior = LogNormalPrior(*priors.lengthscale)
     arguments: dict[str, Any] = {
         "center": 0.5,
@@ -169,14 +177,19 @@ def base_arguments(
         ),
     }
     if not issubclass(kernel_class, EquilibriumKernel):
-        return {"link": nonlinearity, **arguments}
-    arguments["activation"] = get_activation(nonlinearity)
-    critical = arguments["activation"].critical_weight_variance
+        link = get_link(nonlinearity)
+        critical = link.critical_regularization * math.sqrt(step_size / (2 - step_size))
+        if 0 < critical < math.inf:  # the kernel refuses the latter
+            arguments["regularization_prior"] = StrengthPrior(priors.strength, critical, power=-2)
+        return {"link": link, **arguments}
+    activation = get_activation(nonlinearity)
+    critical = activation.critical_weight_variance
     if critical > 0:  # the kernel refuses the others
+        arguments["weight_variance_prior"] = StrengthPrior(priors.strength, critical)
         arguments["weight_variance_constraint"] = BelowCritical(
             critical, initial_value=priors.weight_share * critical
         )
-    return arguments
+    return {"activation": activation, **arguments}
 
 
 def _typical_variance(kernel: NeuralKernel, num_dims: int) -> float:

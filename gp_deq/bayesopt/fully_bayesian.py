@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..activations import Activation
 from .covar_modules import get_covar_module
+from .strength_prior import StrengthPrior
 
 
 def _pyro() -> Any:
@@ -41,8 +42,9 @@ def _pyro() -> Any:
 class _Hyperparameter(NamedTuple):
     """A hyperparameter as a function of a latent variable that Pyro samples.
 
-    With a prior that is its excess over the lower bound, so that no sample can violate it; the
-    density is that of the prior all the same.
+    That is its excess over the lower bound, so that no sample can violate it, or for a strength,
+    which is bounded on both sides, uniform before its prior is applied; the density is that of the
+    prior all the same.
     """
 
     module: Module
@@ -62,25 +64,31 @@ class _Hyperparameter(NamedTuple):
         pyro = _pyro()
         latent = pyro.sample(self.name, self._latent().expand(self.shape).to_event(len(self.shape)))
         value = self.value(latent)
-        if self.prior is not None:
+        if isinstance(self.prior, StrengthPrior):
+            pyro.factor(f"{self.name}_prior", self.prior.share_log_prob(self.prior.share(value)))
+        elif self.prior is not None:
             correction = self.prior.log_prob(value) - self.prior.log_prob(latent)
             pyro.factor(f"{self.name}_prior", correction.sum())
         return value
 
+    @property
+    def _power(self) -> float:
+        """The latent variable of a strength is this power of it, so that its range is bounded."""
+        return -2.0 if self.name == "regularization" else 1.0
+
     def _latent(self) -> Prior:
-        if self.prior is not None:
+        if self.prior is not None and not isinstance(self.prior, StrengthPrior):
             return self.prior
         lower, upper = self.constraint.lower_bound, self.constraint.upper_bound
-        if self.name == "regularization":
-            lower, upper = torch.zeros_like(lower), lower**-2
-        return UniformPrior(lower, upper)
+        ends = lower**self._power, upper**self._power
+        return UniformPrior(torch.minimum(*ends), torch.maximum(*ends))
 
     def value(self, latent: Tensor) -> Tensor:
-        if self.prior is not None:
-            value = self.constraint.lower_bound + latent
-        else:
-            value = latent**-0.5 if self.name == "regularization" else latent
         lower, upper = self.constraint.lower_bound, self.constraint.upper_bound
+        if self.prior is None or isinstance(self.prior, StrengthPrior):
+            value = latent ** (1 / self._power)
+        else:
+            value = lower + latent
         return value.clamp(torch.nextafter(lower, upper), torch.nextafter(upper, lower))
 
     def set(self, values: Tensor) -> None:
@@ -91,10 +99,9 @@ class DEQPyroModel(PyroModel):
     r"""Priors and likelihood of :class:`DEQFullyBayesianSingleTaskGP`, for Pyro.
 
     The priors are those of :func:`get_covar_module`, cut off at the bounds of its constraints, and
-    those of BoTorch for the mean, :math:`\mathcal N(0, 1)`, and the noise. Where that function sets
-    none, ``weight_variance`` is uniform below its critical value; for "deker" so is
-    ``regularization**-2``, which has the same part in the equation, and ``feature_scale`` stays
-    fixed, as for the default link it is an output scale.
+    those of BoTorch for the mean, :math:`\mathcal N(0, 1)`, and the noise. For "deker"
+    ``feature_scale`` stays fixed, as for the default link it is an output scale. A latent variable
+    called ``regularization`` is its power -2, which has the part of ``weight_variance``.
 
     Args:
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".

@@ -152,6 +152,8 @@ def test_density_is_that_of_the_priors_and_the_marginal_likelihood(kernel: str) 
         log_prob += covar_module.outputscale_prior.log_prob(value["outputscale"])
         log_prob += base.bias_variance_prior.log_prob(value["bias_variance"])
         log_prob += base.lengthscale_prior.log_prob(value["lengthscale"]).sum()
+        # both kernels have 2 as the critical value of what is here the strength
+        log_prob += torch.distributions.Beta(2.0, 2.0).log_prob(strength / 2)
         expected.append(log_prob.item())
         bounds = {
             "noise": 1e-4,
