@@ -118,6 +118,10 @@ def test_options_replace_the_defaults() -> None:
     assert isinstance(kernel.lengthscale_prior, type(parse(DEQNNGPKernel).lengthscale_prior))
     assert parse(DEQNTKKernel, trained="hidden").trained == "hidden"
     assert parse(DEKerKernel, link="softplus-gaussian", num_steps=2).num_steps == 2
+    small = parse(DEKerKernel, link="tanh", step_size=0.5)
+    assert float(small.regularization_prior.critical) == pytest.approx(
+        small.critical_regularization
+    )
     expected = get_covar_module("deq-ntk", ard_num_dims=3, activation="relu")
     assert_same(parse(ScaleDEQKernel, kernel="deq-ntk", activation="relu"), expected)
 
