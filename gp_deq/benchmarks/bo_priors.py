@@ -60,6 +60,7 @@ def _candidates() -> dict[str, tuple[str, Priors] | None]:
         ", bias ± 2": {"bias_variance": (1.0, 2.0)},
         ", weight 0.1": {"weight_share": 0.1},
         ", weight 0.9": {"weight_share": 0.9},
+        ", weight uniform": {"strength": 1.0},
         ", output ± 0.3": {"outputscale_scale": 0.3},
         ", output ± 2": {"outputscale_scale": 2.0},
     }
