@@ -212,10 +212,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seeds", type=int, default=2, help="data sets for each problem and size")
     parser.add_argument("--models", nargs="*", default=list(CANDIDATES), help="names to compare")
+    parser.add_argument(
+        "--problems", nargs="*", default=list(TRAINING), help="those of the benchmark, to check"
+    )
     parser.add_argument("--jobs", type=int, default=-1, help="processes")
     parser.add_argument("--csv", help="file for the fits")
     options = parser.parse_args(arguments)
-    fits = compare(options.models, num_seeds=options.seeds, jobs=options.jobs)
+    fits = compare(options.models, options.problems, num_seeds=options.seeds, jobs=options.jobs)
     if options.csv:
         fits.to_csv(options.csv, index=False)
     with pd.option_context("display.width", 160, "display.max_rows", None):
