@@ -1,14 +1,9 @@
-"""Real data sets, and the split that the benchmarks share.
-
-Nothing here downloads anything: the diabetes data ship with scikit-learn, which GPyTorch installs.
-"""
+"""Regression problems and their splits."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-__all__ = ["Dataset", "Split", "load_diabetes", "train_test_split"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +15,14 @@ class Dataset:
         X: Inputs, ``n x d``, float64.
         y: Targets, ``n``, float64.
         feature_names: One name for each column of ``X``.
+        target_name: Name of the target.
     """
 
     name: str
     X: Tensor
     y: Tensor
     feature_names: tuple[str, ...]
+    target_name: str = "y"
 
     def __post_init__(self) -> None:
         if self.X.ndim != 2 or self.y.shape != self.X.shape[:1]:
@@ -64,29 +61,6 @@ class Split:
     x_std: Tensor
     y_mean: float
     y_std: float
-
-
-def load_diabetes() -> Dataset:
-    """The diabetes data of Efron et al. (2004): 442 patients, 10 measurements each.
-
-    The target is a measure of disease progression one year after the measurements.
-
-    Returns:
-        The data in their original units.
-
-    Example:
-        >>> load_diabetes().X.shape
-        torch.Size([442, 10])
-    """
-    from sklearn.datasets import load_diabetes as load
-
-    bunch = load(scaled=False)
-    return Dataset(
-        name="diabetes",
-        X=torch.as_tensor(bunch.data, dtype=torch.float64),
-        y=torch.as_tensor(bunch.target, dtype=torch.float64),
-        feature_names=tuple(bunch.feature_names),
-    )
 
 
 def train_test_split(dataset: Dataset, test_fraction: float = 0.2, seed: int = 0) -> Split:
