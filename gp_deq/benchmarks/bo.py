@@ -11,7 +11,6 @@ dimension-scaled prior, a linear kernel, and BoTorch's ``InfiniteWidthBNNKernel`
 it was published, and with the care that the other kernels get.
 """
 
-import csv
 import math
 import os
 import time
@@ -19,11 +18,9 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
-from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -57,12 +54,12 @@ except ImportError as error:
 
 try:
     import pandas as pd
-    from joblib import Parallel, delayed, effective_n_jobs
-    from joblib.parallel import get_active_backend
+    from joblib import delayed
 except ImportError as error:
     raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
 
 from gp_deq.bayesopt import get_covar_module
+from gp_deq.benchmarks.runs import Row, RunFile, run_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -233,7 +230,7 @@ class BOConfig:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Row):
     """One optimisation; a row of the CSV file.
 
     Args:
@@ -262,18 +259,20 @@ class Run:
     failures: tuple[str, ...]
     trace: tuple[float, ...]
 
-    @property
-    def key(self) -> Key:
-        """What tells runs apart."""
-        return (
-            self.problem,
-            self.surrogate,
-            self.seed,
-            self.num_steps,
-            self.num_restarts,
-            self.raw_samples,
-            self.max_iterations,
-        )
+    keys = (
+        "problem",
+        "surrogate",
+        "seed",
+        "num_steps",
+        "num_restarts",
+        "raw_samples",
+        "max_iterations",
+    )
+    parsers: ClassVar = {
+        "failures": lambda cell: tuple(cell.split()),
+        "trace": lambda cell: tuple(map(float, cell.split())),
+    }
+    formats: ClassVar = {"failures": " ".join, "trace": lambda trace: " ".join(map(repr, trace))}
 
     @property
     def num_initial(self) -> int:
@@ -284,46 +283,6 @@ class Run:
     def score(self) -> float:
         """Decimal logarithm of the final regret, negated, or the final value; larger is better."""
         return float(_scores(self)[-1])
-
-    @property
-    def row(self) -> list[str]:
-        """The cells of the CSV file; numbers survive unchanged."""
-        times = self.fit_seconds, self.acquisition_seconds
-        return [
-            *map(str, self.key),
-            *map(repr, times),
-            " ".join(self.failures),
-            " ".join(map(repr, self.trace)),
-        ]
-
-    @classmethod
-    def from_row(cls, row: Sequence[str]) -> "Run":
-        """The inverse of `row`.
-
-        Args:
-            row: Cells.
-
-        Raises:
-            ValueError: the cells are not those of a run.
-        """
-        problem, surrogate, *key, fit_seconds, acquisition_seconds, failures, trace = row
-        seed, num_steps, num_restarts, raw_samples, max_iterations = map(int, key)
-        return cls(
-            problem,
-            surrogate,
-            seed,
-            num_steps,
-            num_restarts,
-            raw_samples,
-            max_iterations,
-            float(fit_seconds),
-            float(acquisition_seconds),
-            tuple(failures.split()),
-            tuple(map(float, trace.split())),
-        )
-
-
-_COLUMNS = [f.name for f in fields(Run)]
 
 
 @cache
@@ -495,45 +454,14 @@ def run_bo(
     Raises:
         ValueError: the file is not one that this function wrote.
     """
-    deadline = time.monotonic() + 60 * minutes
-    done = {} if path is None else _open_csv(Path(path))
-    missing = []
-    for key in config.keys:
-        if key in done:
-            on_run(f"{key[0]}, {key[1]}")
-        else:
-            missing.append(key)
-    in_time = (key for key in missing if time.monotonic() < deadline)
-    tasks = (delayed(_optimize)(config, *key[:3]) for key in in_time)
-    for run in _finished(tasks):
-        done[run.key] = run
-        if path is not None:
-            with open(path, "a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow(run.row)
-        on_run(f"{run.problem}, {run.surrogate}")
-    return [done[key] for key in config.keys if key in done]
-
-
-def _finished(tasks: Iterator[tuple]) -> Iterator[Run]:
-    """What tasks of joblib return, as they finish."""
-    if get_active_backend()[0].supports_return_generator:
-        parallel = Parallel(batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered")
-        yield from parallel(tasks)
-    else:  # Ray's: some at a time, so that not all is lost
-        while some := list(islice(tasks, effective_n_jobs(None))):
-            yield from Parallel(batch_size=1)(some)
-
-
-def _open_csv(path: Path) -> dict[Key, Run]:
-    """The runs in a file, which is left with whole rows only, or is created."""
-    runs = read_csv(path)
-    fresh = path.with_name(path.name + ".part")
-    with open(fresh, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        writer.writerows(run.row for run in runs)
-    os.replace(fresh, path)
-    return {run.key: run for run in runs}
+    return run_missing(
+        RunFile(Run, path),
+        config.keys,
+        lambda key: delayed(_optimize)(config, *key[:3]),
+        lambda key: f"{key[0]}, {key[1]}",
+        minutes,
+        on_run,
+    )
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[Run]:
@@ -549,19 +477,7 @@ def read_csv(path: str | os.PathLike[str]) -> list[Run]:
     Raises:
         ValueError: the file is of another origin.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = list(file)
-    except FileNotFoundError:
-        return []
-    rows = list(csv.reader(line for line in lines if line.endswith("\n")))
-    header = ",".join(_COLUMNS)
-    if rows[:1] != [_COLUMNS] if rows else not header.startswith("".join(lines)):
-        raise ValueError(f"{path} is not a file of this benchmark; give another.")
-    try:
-        return [Run.from_row(row) for row in rows[1:]]
-    except ValueError as error:
-        raise ValueError(f"{path} has a row that this benchmark did not write.") from error
+    return RunFile(Run, path).read()
 
 
 def complete(runs: Sequence[Run], surrogates: Iterable[str]) -> list[Run]:

@@ -17,12 +17,10 @@ an input are all negative, of chance :math:`2^{-d}` at an update, its features a
 At :math:`d = 5` that befalls every input within 400 updates, and the alignment is undefined.
 """
 
-import csv
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +28,7 @@ import torch
 from gpytorch.kernels import RBFKernel
 from torch import Tensor
 
+from gp_deq.benchmarks.runs import Row, RunFile
 from gp_deq.simulation import FeatureSGD, default_latent_dim
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class ConvergenceConfig:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Draw(Row):
     """One finite network against the infinite one; a row of the CSV file.
 
     Args:
@@ -125,13 +124,7 @@ class Draw:
     control: float
     relative_error: float
 
-    @property
-    def key(self) -> tuple[float, int, int, int]:
-        """What tells draws apart."""
-        return self.step_size, self.num_steps, self.width, self.seed
-
-
-_COLUMNS = tuple(f.name for f in fields(Draw))
+    keys = ("step_size", "num_steps", "width", "seed")
 
 
 class Interval(NamedTuple):
@@ -263,7 +256,8 @@ def run_convergence(
     Raises:
         ValueError: the file is not one that this function wrote.
     """
-    done = {} if path is None else _open_csv(Path(path))
+    file = RunFile(Draw, path)
+    done = file.open()
     x = grid()
     control = _control_gram(x)
     limits = {step: limiting_gram(x, step) for step in config.step_sizes}
@@ -282,23 +276,9 @@ def run_convergence(
                 control=centered_kernel_alignment(gram, control),
                 relative_error=((gram - limit).norm() / limit.norm()).item(),
             )
-            if path is not None:
-                with open(path, "a", newline="", encoding="utf-8") as file:
-                    csv.writer(file).writerow(astuple(done[key]))
+            file.append(done[key])
         on_draw(f"d = {key[2]}, step size {key[0]:g}")
     return [done[key] for key in config.keys]
-
-
-def _open_csv(path: Path) -> dict[tuple[float, int, int, int], Draw]:
-    """The draws in a file, which is left with whole rows only, or is created."""
-    draws = read_csv(path)
-    fresh = path.with_name(path.name + ".part")
-    with open(fresh, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        writer.writerows(astuple(row) for row in draws)
-    os.replace(fresh, path)
-    return {row.key: row for row in draws}
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[Draw]:
@@ -314,22 +294,7 @@ def read_csv(path: str | os.PathLike[str]) -> list[Draw]:
     Raises:
         ValueError: the file is of another origin.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = list(file)
-    except FileNotFoundError:
-        return []
-    rows = list(csv.reader(line for line in lines if line.endswith("\n")))
-    header = ",".join(_COLUMNS)
-    if rows[:1] != [list(_COLUMNS)] if rows else not header.startswith("".join(lines)):
-        raise ValueError(f"{path} is not a file of this benchmark; give another.")
-    try:
-        return [
-            Draw(float(step_size), int(steps), int(d), int(seed), int(m), *map(float, results))
-            for step_size, steps, d, seed, m, *results in rows[1:]
-        ]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} has a row that this benchmark did not write.") from error
+    return RunFile(Draw, path).read()
 
 
 def _interval(values: Sequence[float]) -> Interval:

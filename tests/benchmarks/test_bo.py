@@ -20,7 +20,7 @@ from joblib import parallel_config
 from typer.testing import CliRunner, Result
 
 from gp_deq import cli
-from gp_deq.benchmarks import bo, bo_speed
+from gp_deq.benchmarks import bo, bo_speed, runs
 from gp_deq.benchmarks.bo import SURROGATES, BOConfig, Run, run_bo
 from gp_deq.benchmarks.problems import make_problem
 
@@ -95,7 +95,7 @@ def test_resumes_with_equal_numbers(
 def test_in_parallel(whole: list[Run], generator: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where joblib returns no generator, as with Ray."""
     backend = SimpleNamespace(supports_return_generator=generator)
-    monkeypatch.setattr(bo, "get_active_backend", lambda: (backend, 2))
+    monkeypatch.setattr(runs, "get_active_backend", lambda: (backend, 2))
     with parallel_config("loky", n_jobs=2):
         assert _results(run_bo(TINY)) == _results(whole)
 
