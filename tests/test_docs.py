@@ -19,7 +19,15 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     page for page in DOCS.rglob("*.md") if "_build" not in page.parts and fenced.examples(page)
 )
-MODULES = ["activations", "bayesopt", "equilibrium", "kernels", "settings", "simulation"]
+MODULES = [
+    "activations",
+    "bayesopt",
+    "datasets",
+    "equilibrium",
+    "kernels",
+    "settings",
+    "simulation",
+]
 
 
 def page_id(page: Path) -> str:
@@ -35,7 +43,7 @@ def test_examples_print_what_the_page_shows(page):
 def documented(module: str) -> list[str]:
     text = (DOCS / "api" / f"{module}.md").read_text(encoding="utf-8")
     assert f".. module:: gp_deq.{module}" in text
-    return re.findall(r"^\.\. auto(?:class|function|exception):: (\w+)$", text, re.MULTILINE)
+    return re.findall(r"^\.\. auto(?:class|function|exception|data):: (\w+)$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,8 +1,65 @@
 """Real data sets by name."""
 
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from .dataset import Dataset
+from .readers import read_csv
+from .sources import SOURCES, Source
+
+#: What `load` takes.
+NAMES: tuple[str, ...] = ("diabetes", *SOURCES)
+
+
+def load(name: str) -> Dataset:
+    """A real data set, in its original units and its original order of rows.
+
+    "diabetes" comes with scikit-learn. Any other is read from its CSV file in the folder that the
+    environment variable ``GP_DEQ_DATA`` names, if it is there, else downloaded once to the user's
+    cache folder, or to the folder in ``GP_DEQ_CACHE``. Both files are checked by their SHA-256.
+
+    Args:
+        name: One of `NAMES`; "_" is read as "-".
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: there is no such data set, or a file has another checksum than it should.
+        FileNotFoundError: the data are neither on this machine nor can they be downloaded.
+        ImportError: a package of the extra ``data`` is missing.
+
+    Example:
+        >>> data = load("diabetes")
+        >>> data.X.shape, data.feature_names[2]
+        (torch.Size([442, 10]), 'bmi')
+    """
+    key = name.replace("_", "-")
+    if key == "diabetes":
+        return load_diabetes()
+    if key == "energy":
+        raise ValueError("energy has two targets: load 'energy-heating' or 'energy-cooling'.")
+    if key not in SOURCES:
+        raise ValueError(f"no data set {name!r}; there are {', '.join(NAMES)}.")
+    source = SOURCES[key]
+    folder = os.environ.get("GP_DEQ_DATA")
+    path = Path(folder).expanduser() / source.file if folder else None
+    if path is not None and path.is_file():
+        table = _read_own(path, source)
+    else:
+        table = source.read(_download(key, source), source.columns)
+    values = torch.from_numpy(table)
+    return Dataset(
+        name=key,
+        X=values[:, :-1].contiguous(),
+        y=values[:, -1].contiguous(),
+        feature_names=source.feature_names,
+        target_name=source.target_name,
+    )
 
 
 def load_diabetes() -> Dataset:
@@ -25,4 +82,55 @@ def load_diabetes() -> Dataset:
         X=torch.as_tensor(bunch.data, dtype=torch.float64),
         y=torch.as_tensor(bunch.target, dtype=torch.float64),
         feature_names=tuple(bunch.feature_names),
+        target_name="disease_progression",
     )
+
+
+def _read_own(path: Path, source: Source) -> np.ndarray:
+    """The CSV file in the folder of the user's."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != source.sha256:
+        raise ValueError(
+            f"{path} has the SHA-256 {found}, but {source.sha256} is expected. Replace the file "
+            "by an intact copy, or remove it and the data are downloaded instead."
+        )
+    return read_csv(path)
+
+
+def _download(name: str, source: Source) -> Path:
+    """The original file, from the cache folder if it is there."""
+    try:
+        import pooch
+    except ImportError as error:
+        raise ImportError(
+            f'downloading {name} needs pooch: pip install "gp_deq[data]"; without it, set the '
+            f"environment variable GP_DEQ_DATA to a folder with {source.file}"
+        ) from error
+    try:
+        # downloads to a temporary file, which gets its name once its checksum is right
+        path = pooch.retrieve(
+            source.url,
+            known_hash=f"sha256:{source.raw_sha256}",
+            path=os.environ.get("GP_DEQ_CACHE") or pooch.os_cache("gp_deq"),
+            downloader=pooch.HTTPDownloader(timeout=30),
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name} is neither on this machine nor could it be downloaded. Either set the "
+            f"environment variable GP_DEQ_DATA to a folder with {source.file} "
+            f"({_whereabouts(source)}), or connect to the internet: {source.url} failed with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{source.url} gave another file than expected, which was not kept: {error} "
+            "Try again, or set the environment variable GP_DEQ_DATA to a folder with "
+            f"{source.file}."
+        ) from error
+    return Path(path)
+
+
+def _whereabouts(source: Source) -> str:
+    folder = os.environ.get("GP_DEQ_DATA")
+    return f"{folder} has none" if folder else "it is not set"
