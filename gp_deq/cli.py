@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 if TYPE_CHECKING:
     import typer
+    from pandas import DataFrame
     from rich.console import Console
     from rich.table import Table
 
@@ -30,6 +31,13 @@ class _Backend(StrEnum):
     LOKY = "loky"
     DASK = "dask"
     RAY = "ray"
+
+
+class _Protocol(StrEnum):
+    """How hyperparameters are chosen in the regression benchmark."""
+
+    LIKELIHOOD = "likelihood"
+    RIDGE = "ridge"
 
 
 def main() -> None:
@@ -260,6 +268,80 @@ def build_app() -> "typer.Typer":
         if compared:
             console.print(f"Plot: {output}", highlight=False, soft_wrap=True)
 
+    @benchmark.command()
+    def regression(
+        protocol: Annotated[
+            _Protocol, typer.Option(help="By marginal likelihood, or kernel ridge regression.")
+        ] = _Protocol.LIKELIHOOD,
+        output: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path(
+            "gp-deq-regression.png"
+        ),
+        csv: Annotated[
+            Path, typer.Option(help="Where the runs go; those it holds are not repeated.")
+        ] = Path("gp-deq-regression.csv"),
+        tables: Annotated[
+            Path | None, typer.Option(help="Folder for the tables in Markdown and LaTeX.")
+        ] = None,
+        dataset: Annotated[
+            list[str] | None, typer.Option(help="May be repeated.  [default: those of the paper]")
+        ] = None,
+        kernel: Annotated[
+            list[str] | None, typer.Option(help="May be repeated.  [default: all]")
+        ] = None,
+        seeds: Annotated[int, typer.Option(help="Number of splits of each data set.")] = 5,
+        budget: Annotated[
+            int | None,
+            typer.Option(help="Starts or settings for each kernel.  [default: 2 or 24]"),
+        ] = None,
+        minutes: Annotated[
+            float, typer.Option(min=0, help="Start no run later; call again to go on.")
+        ] = float("inf"),
+        jobs: Annotated[int, typer.Option(help="Runs at a time; -1: one for each core.")] = -1,
+        backend: Annotated[
+            _Backend, typer.Option(help="Where they run; dask and ray are to be installed.")
+        ] = _Backend.LOKY,
+    ) -> None:
+        """Regression on real data sets with the kernels of this package and others."""
+        with _naming_the_extra():
+            from gp_deq.benchmarks.regression import (
+                DATASETS,
+                KERNELS,
+                RegressionConfig,
+                run_regression,
+            )
+            from gp_deq.benchmarks.report import report
+            from gp_deq.plotting import save_figure
+
+            _check_writable(output)
+            _check_writable(csv)
+            default = {_Protocol.LIKELIHOOD: 2, _Protocol.RIDGE: 24}[protocol]
+            try:
+                config = RegressionConfig(
+                    protocol.value,
+                    tuple(dict.fromkeys(dataset or DATASETS)),
+                    tuple(dict.fromkeys(kernel or KERNELS)),
+                    seeds,
+                    default if budget is None else budget,
+                )
+                with _joblib(backend, jobs), _progress(console, len(config.keys)) as advance:
+                    results = run_regression(config, csv, minutes, advance)
+            except (ValueError, FileNotFoundError) as error:
+                raise typer.BadParameter(str(error)) from error
+            found = report(results)
+            for title, table in found.tables.items():
+                console.print(_frame_table(title, table))
+            for line in found.notes:
+                console.print(line, highlight=False, soft_wrap=True)
+            if found.tables:
+                save_figure(found.draw(), output)
+            if tables is not None:
+                found.write(tables)
+        if len(results) < len(config.keys):
+            console.print(f"{len(results)} of {len(config.keys)} runs; the same command goes on.")
+        console.print(f"Runs: {csv}", highlight=False, soft_wrap=True)
+        if found.tables:
+            console.print(f"Plot: {output}", highlight=False, soft_wrap=True)
+
     return app
 
 
@@ -423,6 +505,19 @@ def _convergence_notes(summaries: Sequence["Summary"], levels: "References") -> 
                 f"Step size {item.step_size:g}, d = {item.width}: the features of all inputs are "
                 f"zero in {item.num_zero} of {item.num_draws} draws, so alignment is undefined."
             )
+
+
+def _frame_table(title: str, frame: "DataFrame") -> "Table":
+    """A table of strings, its first column the index."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column(str(frame.index.name or ""), no_wrap=True)
+    for name in frame:
+        table.add_column(str(name), justify="right")
+    for index, row in frame.iterrows():
+        table.add_row(str(index), *row)
+    return table
 
 
 def _final_table(runs: Sequence["Run"]) -> "Table":

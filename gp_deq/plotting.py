@@ -24,6 +24,7 @@ __all__ = [
     "Bar",
     "Panel",
     "Predictions",
+    "RankPanel",
     "Series",
     "coincident_figure",
     "convergence_figure",
@@ -31,6 +32,7 @@ __all__ = [
     "depth_figure",
     "panels_figure",
     "predictions_figure",
+    "ranks_figure",
     "relevance_figure",
     "save_figure",
     "speed_figure",
@@ -639,4 +641,49 @@ def panels_figure(panels: Sequence[Panel], abscissa: str, title: str = "") -> Fi
         fontsize=9,
         frameon=False,
     )
+    return figure
+
+
+class RankPanel(NamedTuple):
+    """Mean ranks of several methods.
+
+    Args:
+        title: Above them.
+        ranks: By method, 1 the best.
+        critical_difference: Ranks that differ by less are not told apart.
+    """
+
+    title: str
+    ranks: Mapping[str, float]
+    critical_difference: float
+
+
+def ranks_figure(panels: Sequence[RankPanel], title: str = "") -> Figure:
+    """Mean ranks with bars of half the critical difference: methods whose bars overlap are alike.
+
+    Args:
+        panels: One for each score.
+        title: Of the whole figure.
+
+    Returns:
+        The figure.
+    """
+    longest = max((len(panel.ranks) for panel in panels), default=1)
+    figure = Figure(figsize=(4.6 * len(panels), 0.3 * longest + 1.4), layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    colors = _palette(sorted(name for panel in panels for name in panel.ranks))
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        names = sorted(panel.ranks, key=lambda name: panel.ranks[name])
+        half = panel.critical_difference / 2
+        for i, name in enumerate(names):
+            axes.errorbar(panel.ranks[name], i, xerr=half, fmt="o", color=colors[name], capsize=3)
+        best = panel.ranks[names[0]]
+        axes.axvspan(best - half, best + half, color="0.92", zorder=0)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_title(panel.title, fontsize=10)
+        axes.set_xlabel("mean rank (1 is best) ± half the critical difference", fontsize=8)
+        axes.tick_params(labelsize=8)
+        _style(axes)
     return figure
