@@ -1,0 +1,85 @@
+"""The kernels of ``gp-deq fit`` by name."""
+
+from collections.abc import Callable, Mapping
+
+from gpytorch.constraints import GreaterThan
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel
+
+from gp_deq.kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
+
+MIN_LENGTHSCALE = 2.5e-2
+"""That of BoTorch's default kernels. Lengthscales of categories may tend to zero, where GPyTorch's
+distances lose all digits and no matrix is positive definite."""
+
+
+def _bounded() -> GreaterThan:
+    return GreaterThan(MIN_LENGTHSCALE, initial_value=0.7)
+
+
+def _deker(link: str, num_dims: int) -> Kernel:
+    kernel = DEKerKernel(link, ard_num_dims=num_dims)
+    if kernel.link.homogeneous:
+        # the kernel is a multiple of it, as of the output scale
+        kernel.raw_feature_scale.requires_grad_(False)
+    return kernel
+
+
+KERNELS: Mapping[str, Callable[[str, int], Kernel]] = {
+    "deq-nngp": lambda activation, d: DEQNNGPKernel(activation, ard_num_dims=d),
+    "deq-ntk": lambda activation, d: DEQNTKKernel(activation, ard_num_dims=d),
+    "deker": _deker,
+    "rbf": lambda _, d: RBFKernel(ard_num_dims=d, lengthscale_constraint=_bounded()),
+    "matern": lambda _, d: MaternKernel(2.5, ard_num_dims=d, lengthscale_constraint=_bounded()),
+}
+"""Each kernel, with one lengthscale for each input, from an activation and a number of inputs."""
+
+_WITHOUT_ACTIVATION = ("rbf", "matern")
+
+
+def resolve_activation(kernel: str, activation: str | None) -> str | None:
+    """The activation that a kernel takes.
+
+    Args:
+        kernel: A key of `KERNELS`.
+        activation: Asked for; None for the default.
+
+    Returns:
+        Its name, "relu" by default; None for "rbf" and "matern".
+
+    Raises:
+        ValueError: The kernel is unknown, or has no activation and one is asked for.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be {', '.join(map(repr, KERNELS))}, got {kernel!r}")
+    if kernel in _WITHOUT_ACTIVATION:
+        if activation is not None:
+            raise ValueError(f"the kernel {kernel!r} has no activation, but got {activation!r}")
+        return None
+    return "relu" if activation is None else activation
+
+
+def make_kernel(kernel: str, num_dims: int, activation: str | None = None) -> Kernel:
+    """A kernel at its initial values, without an output scale.
+
+    Args:
+        kernel: "deq-nngp", "deq-ntk", "deker", "rbf" or "matern", which is Matérn-5/2.
+        num_dims: Number of inputs, each with a lengthscale.
+        activation: Name of the activation, for "deker" of the link; "relu" by default.
+
+    Returns:
+        The kernel.
+
+    Raises:
+        ValueError: The kernel or the activation is unknown, or the kernel has no activation.
+
+    Example:
+        >>> make_kernel("deq-nngp", num_dims=3, activation="erf").lengthscale.shape
+        torch.Size([1, 3])
+    """
+    resolved = resolve_activation(kernel, activation)
+    return KERNELS[kernel](resolved or "", num_dims)
+
+
+def kernel_label(kernel: str, activation: str | None) -> str:
+    """How tables and figures call a kernel: its name and its activation, if it has one."""
+    return f"{kernel} {activation}" if activation else kernel
