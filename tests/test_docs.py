@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     page for page in DOCS.rglob("*.md") if "_build" not in page.parts and fenced.examples(page)
 )
-MODULES = ["activations", "bayesopt", "equilibrium", "kernels", "settings", "simulation"]
+MODULES = ["activations", "bayesopt", "equilibrium", "kernels", "settings", "simulation", "tables"]
 
 
 def page_id(page: Path) -> str:

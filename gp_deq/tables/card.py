@@ -121,7 +121,8 @@ def _model(fit: TableFit) -> Iterator[str]:
     )
     yield (
         "An exact Gaussian process: constant mean, Gaussian noise, and the kernel with an output "
-        "scale and one lengthscale for each input, learned by marginal likelihood. The model in "
+        "scale and one lengthscale for each input, learned by marginal likelihood with weak "
+        "log-normal priors. The model in "
         f"`model.pt` is conditioned on {seen}."
     )
     yield ""

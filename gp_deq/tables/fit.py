@@ -15,7 +15,6 @@ from torch import Tensor
 from gp_deq.benchmarks.demo import (
     COLLAPSED_R2,
     Metrics,
-    make_model,
     predictive_metrics,
     scalar_hyperparameters,
 )
@@ -28,8 +27,8 @@ from gp_deq.datasets import (
     standardized_split,
 )
 
-from .kernels import kernel_label, make_kernel, resolve_activation
-from .model import Prediction, Scaling, TableModel, exact
+from .kernels import kernel_label, resolve_activation
+from .model import Prediction, Scaling, TableModel, exact, make_table_model
 
 CANDIDATES: Sequence[tuple[str, str | None]] = (
     ("deq-nngp", "relu"),
@@ -187,8 +186,9 @@ def fit_table(
 
     The model is an exact Gaussian process on inputs and targets that are standardised by the
     training rows: constant mean, Gaussian noise, and a kernel with an output scale and one
-    lengthscale for each input, all learned by marginal likelihood from the training rows. It is
-    scored on the test rows; the model to use keeps what was learned and is conditioned on all rows.
+    lengthscale for each input, all learned by marginal likelihood, with weak priors, from the
+    training rows. It is scored on the test rows; the model to use keeps what was learned and is
+    conditioned on all rows.
 
     Args:
         table: The data.
@@ -274,12 +274,13 @@ def fit_table(
 def _learn(
     dataset: Dataset, columns: Columns, kernel: str, activation: str | None, rows: Tensor
 ) -> TableModel:
-    """The model of some rows, with hyperparameters of largest marginal likelihood."""
+    """The model of some rows, with the most probable hyperparameters."""
     # there is no test part here: what is predicted is standardised by the model
     split = standardized_split(dataset, rows, rows[:0])
-    num_dims = dataset.X.shape[1]
-    mll = make_model(make_kernel(kernel, num_dims, activation), split.train_x, split.train_y)
-    with exact():
+    mll = make_table_model(kernel, activation, split.train_x, split.train_y)
+    with exact(), torch.random.fork_rng():
+        # BoTorch draws another start where the first leads nowhere
+        torch.manual_seed(0)
         fit_gpytorch_mll(mll)
     return TableModel(kernel, activation, columns, Scaling.of(split), mll)
 

@@ -1,9 +1,11 @@
 """The kernels of ``gp-deq fit`` by name."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel
+from gpytorch.priors import LogNormalPrior
 
 from gp_deq.kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
 
@@ -11,13 +13,38 @@ MIN_LENGTHSCALE = 2.5e-2
 """That of BoTorch's default kernels. Lengthscales of categories may tend to zero, where GPyTorch's
 distances lose all digits and no matrix is positive definite."""
 
+MIN_VARIANCE = 1e-6
+"""Bias variances stay above it."""
 
-def _bounded() -> GreaterThan:
-    return GreaterThan(MIN_LENGTHSCALE, initial_value=0.7)
+
+def weak_prior() -> LogNormalPrior:
+    """A prior that holds a figure of standardised data near 1, within a factor of about 50.
+
+    It keeps an optimiser from running along a ridge, such as growing lengthscales and a growing
+    output scale, and gives BoTorch what to draw another start from. Its mode is 1.
+    """
+    return LogNormalPrior(4.0, 2.0)
+
+
+def _neural(num_dims: int) -> dict[str, Any]:
+    return {
+        "ard_num_dims": num_dims,
+        "lengthscale_prior": weak_prior(),
+        "bias_variance_prior": weak_prior(),
+        "bias_variance_constraint": GreaterThan(MIN_VARIANCE, initial_value=0.7),
+    }
+
+
+def _stationary(num_dims: int) -> dict[str, Any]:
+    return {
+        "ard_num_dims": num_dims,
+        "lengthscale_prior": weak_prior(),
+        "lengthscale_constraint": GreaterThan(MIN_LENGTHSCALE, initial_value=0.7),
+    }
 
 
 def _deker(link: str, num_dims: int) -> Kernel:
-    kernel = DEKerKernel(link, ard_num_dims=num_dims)
+    kernel = DEKerKernel(link, **_neural(num_dims))
     if kernel.link.homogeneous:
         # the kernel is a multiple of it, as of the output scale
         kernel.raw_feature_scale.requires_grad_(False)
@@ -25,11 +52,11 @@ def _deker(link: str, num_dims: int) -> Kernel:
 
 
 KERNELS: Mapping[str, Callable[[str, int], Kernel]] = {
-    "deq-nngp": lambda activation, d: DEQNNGPKernel(activation, ard_num_dims=d),
-    "deq-ntk": lambda activation, d: DEQNTKKernel(activation, ard_num_dims=d),
+    "deq-nngp": lambda activation, d: DEQNNGPKernel(activation, **_neural(d)),
+    "deq-ntk": lambda activation, d: DEQNTKKernel(activation, **_neural(d)),
     "deker": _deker,
-    "rbf": lambda _, d: RBFKernel(ard_num_dims=d, lengthscale_constraint=_bounded()),
-    "matern": lambda _, d: MaternKernel(2.5, ard_num_dims=d, lengthscale_constraint=_bounded()),
+    "rbf": lambda _, d: RBFKernel(**_stationary(d)),
+    "matern": lambda _, d: MaternKernel(2.5, **_stationary(d)),
 }
 """Each kernel, with one lengthscale for each input, from an activation and a number of inputs."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
+import zipfile
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import gpytorch
 import torch
@@ -16,7 +16,7 @@ import gp_deq
 from gp_deq.benchmarks.demo import make_model
 from gp_deq.datasets import Columns, Split, Table
 
-from .kernels import make_kernel
+from .kernels import make_kernel, weak_prior
 
 _FORMAT = "gp_deq table model"
 _VERSION = 1
@@ -121,7 +121,8 @@ class TableModel:
         """
         x = (X - self.scaling.x_mean) / self.scaling.x_std
         self.mll.eval()
-        with torch.no_grad(), exact():
+        # without the warning that some rows are those of the fit
+        with torch.no_grad(), exact(), gpytorch.settings.debug(False):
             parts = [self.mll.likelihood(self.mll.model(part)) for part in x.split(_CHUNK)]
             mean = torch.cat([part.mean for part in parts])
             std = torch.cat([part.variance for part in parts]).sqrt()
@@ -140,7 +141,7 @@ class TableModel:
         scaling = self.scaling
         train_x = (X - scaling.x_mean) / scaling.x_std
         train_y = (y - scaling.y_mean) / scaling.y_std
-        mll = make_model(make_kernel(self.kernel, X.shape[1], self.activation), train_x, train_y)
+        mll = make_table_model(self.kernel, self.activation, train_x, train_y)
         mll.load_state_dict(self.mll.state_dict())
         return TableModel(self.kernel, self.activation, self.columns, scaling, mll)
 
@@ -185,11 +186,10 @@ class TableModel:
         """
         name = os.fspath(path)
         try:
-            data = torch.load(name, weights_only=True, map_location="cpu")
+            with open(name, "rb") as file:
+                data = _load(file)
         except OSError as error:
             raise ModelFileError(f"{name}: cannot be read ({error.strerror})") from error
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise ModelFileError(f"{name}: not a model that gp-deq fit wrote") from error
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             raise ModelFileError(f"{name}: not a model that gp-deq fit wrote")
         if data.get("version") != _VERSION:
@@ -201,13 +201,11 @@ class TableModel:
         try:
             return cls._from_data(data)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise ModelFileError(f"{name}: the model in it is damaged ({error})") from error
+            raise ModelFileError(f"{name}: the model in it is damaged") from error
 
     @classmethod
     def _from_data(cls, data: dict[str, Any]) -> TableModel:
-        train_x = data["train_x"]
-        kernel = make_kernel(data["kernel"], train_x.shape[1], data["activation"])
-        mll = make_model(kernel, train_x, data["train_y"])
+        mll = make_table_model(data["kernel"], data["activation"], data["train_x"], data["train_y"])
         mll.load_state_dict(data["state"])
         return cls(
             data["kernel"],
@@ -216,6 +214,37 @@ class TableModel:
             Scaling(**data["scaling"]),
             mll,
         )
+
+
+def make_table_model(
+    kernel: str, activation: str | None, train_x: Tensor, train_y: Tensor
+) -> ExactMarginalLogLikelihood:
+    """A Gaussian process at its initial values, and its marginal likelihood.
+
+    Args:
+        kernel: A key of `KERNELS`.
+        activation: Its activation, None where it has none.
+        train_x: Standardised inputs, ``n x d``.
+        train_y: Standardised targets, ``n``.
+
+    Returns:
+        The marginal likelihood, whose ``model`` is the Gaussian process.
+    """
+    mll = make_model(make_kernel(kernel, train_x.shape[1], activation), train_x, train_y)
+    covar = mll.model.covar_module
+    covar.register_prior("outputscale_prior", weak_prior().to(train_x), "outputscale")
+    return mll
+
+
+def _load(file: BinaryIO) -> object:
+    """Tensors and plain data of a file of torch; None if it is not one, or holds anything else."""
+    if not zipfile.is_zipfile(file):
+        return None
+    file.seek(0)
+    try:
+        return torch.load(file, weights_only=True, map_location="cpu")
+    except Exception:  # what the unpickler raises depends on where a foreign file leads it
+        return None
 
 
 def exact() -> gpytorch.settings.max_cholesky_size:
