@@ -454,10 +454,11 @@ def _demo_table(result: "DemoResult") -> "Table":
 
 
 def _fit_table(fit: "TableFit") -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
-    title = f"{fit.dataset.target_name}: {len(fit.test_rows)} rows held out"
-    table = Table(title=title)
+    target = escape(fit.dataset.target_name)
+    table = Table(title=f"{target}: {len(fit.test_rows)} rows held out")
     table.add_column("", no_wrap=True)
     for name in ("RMSE", "NLPD", "inside 95 %", "R²"):
         table.add_column(name, justify="right")

@@ -533,6 +533,18 @@ def test_fit_and_predict(houses: pd.DataFrame, data: Path, tmp_path: Path) -> No
     _check_one_line(_invoke("fit", data, *arguments, "--output", folder), "--force")
 
 
+def test_any_name_of_a_column_will_do(houses: pd.DataFrame, tmp_path: Path) -> None:
+    names = {"area": "area [m²] | a_b", "kind": "$kind$ of `house`", "price": "price [red] in $1^{"}
+    path, folder = tmp_path / "t.csv", tmp_path / "report"
+    houses.drop(columns="age").rename(columns=names).to_csv(path, index=False)
+    options = ("--target", names["price"], "--kernel", "rbf", "--output", folder)
+    result = _invoke("fit", path, *options)
+    assert result.exit_code == 0, result.output
+    assert "price [red] in $1^{" in result.output
+    card = (folder / "README.md").read_text()
+    assert "`area [m²] \\| a_b`" in card and "`$kind$ of 'house'`" in card
+
+
 def test_options_that_do_not_go_together(data: Path, tmp_path: Path) -> None:
     common = ("fit", data, "--target", "price", "--output", tmp_path / "report")
     _check_one_line(_invoke(*common, "--kernel", "rbf", "--activation", "erf"), "no activation")

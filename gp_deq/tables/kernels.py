@@ -1,5 +1,6 @@
 """The kernels of ``gp-deq fit`` by name."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,13 +18,13 @@ MIN_VARIANCE = 1e-6
 """Bias variances stay above it."""
 
 
-def weak_prior() -> LogNormalPrior:
-    """A prior that holds a figure of standardised data near 1, within a factor of about 50.
+def weak_prior(mode: float = 1.0) -> LogNormalPrior:
+    """A prior that holds a figure of standardised data within a factor of about 50 of its mode.
 
     It keeps an optimiser from running along a ridge, such as growing lengthscales and a growing
-    output scale, and gives BoTorch what to draw another start from. Its mode is 1.
+    output scale, and gives BoTorch what to draw another start from.
     """
-    return LogNormalPrior(4.0, 2.0)
+    return LogNormalPrior(4.0 + math.log(mode), 2.0)
 
 
 def _neural(num_dims: int) -> dict[str, Any]:
@@ -36,10 +37,12 @@ def _neural(num_dims: int) -> dict[str, Any]:
 
 
 def _stationary(num_dims: int) -> dict[str, Any]:
+    # distances grow with the square root of the dimension; the other kernels divide by it
+    typical = math.sqrt(num_dims)
     return {
         "ard_num_dims": num_dims,
-        "lengthscale_prior": weak_prior(),
-        "lengthscale_constraint": GreaterThan(MIN_LENGTHSCALE, initial_value=0.7),
+        "lengthscale_prior": weak_prior(typical),
+        "lengthscale_constraint": GreaterThan(MIN_LENGTHSCALE, initial_value=typical),
     }
 
 

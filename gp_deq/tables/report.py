@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -97,16 +98,14 @@ def _write_files(fit: TableFit, folder: Path) -> None:
     save_figure(
         predictions_figure(
             {fit.label: Predictions(target, prediction.mean, prediction.std)},
-            unit=fit.dataset.target_name,
+            unit=_label(fit.dataset.target_name, width=40),
         ),
         folder / "predictions.png",
     )
     shown = sorted(fit.relevance.items(), key=lambda item: -item[1])[:_MOST_BARS]
+    relevances = {fit.label: torch.tensor([value for _, value in shown])}
     save_figure(
-        relevance_figure(
-            {fit.label: torch.tensor([value for _, value in shown])}, [name for name, _ in shown]
-        ),
-        folder / "relevance.png",
+        relevance_figure(relevances, [_label(name) for name, _ in shown]), folder / "relevance.png"
     )
     (folder / "README.md").write_text(model_card(fit), encoding="utf-8")
 
@@ -132,6 +131,11 @@ def predictions_frame(prediction: Prediction, rows: Sequence[int] | None = None)
             "upper": prediction.upper.numpy(),
         }
     )
+
+
+def _label(name: str, width: int = 12) -> str:
+    """A name for a figure: some short lines, and no formula where it has dollars."""
+    return "\n".join(textwrap.wrap(name, width)[:3]).replace("$", r"\$")
 
 
 def _metrics(fit: TableFit) -> dict[str, Any]:
