@@ -21,8 +21,20 @@ if TYPE_CHECKING:
     from gp_deq.benchmarks.deker_convergence import Interval, References, Summary
     from gp_deq.benchmarks.demo import DemoResult
     from gp_deq.benchmarks.speed import Record, Target
+    from gp_deq.tables import TableFit
 
 __all__ = ["build_app", "main"]
+
+
+class _TableKernel(StrEnum):
+    """Kernels of ``gp-deq fit``."""
+
+    DEQ_NNGP = "deq-nngp"
+    DEQ_NTK = "deq-ntk"
+    DEKER = "deker"
+    RBF = "rbf"
+    MATERN = "matern"
+    AUTO = "auto"
 
 
 class _Backend(StrEnum):
@@ -94,6 +106,84 @@ def build_app() -> "typer.Typer":
                 console.print(line, highlight=False, soft_wrap=True)
             save_figure(draw(result), output)
         console.print(f"Figure: {output}", highlight=False, soft_wrap=True)
+
+    @app.command()
+    def fit(
+        data: Annotated[Path, typer.Argument(help="CSV file with the names of its columns.")],
+        target: Annotated[str, typer.Option(help="Name of the column to predict.")],
+        output: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("gp-deq-report"),
+        kernel: Annotated[
+            _TableKernel, typer.Option(help="auto: the best of six on a part of the training rows.")
+        ] = _TableKernel.DEQ_NNGP,
+        activation: Annotated[
+            str | None, typer.Option(help="Of the kernel; for deker the link.  [default: relu]")
+        ] = None,
+        categorical: Annotated[
+            list[str] | None, typer.Option(help="A column of codes. May be repeated.")
+        ] = None,
+        ignore: Annotated[
+            list[str] | None, typer.Option(help="A column to leave out. May be repeated.")
+        ] = None,
+        test_fraction: Annotated[
+            float, typer.Option(min=0.01, max=0.9, help="Share of the rows to hold out.")
+        ] = 0.2,
+        seed: Annotated[int, typer.Option(min=0, help="Of the random split.")] = 0,
+        max_rows: Annotated[
+            int, typer.Option(min=10, help="Learn on a random subset of a larger table.")
+        ] = 5000,
+        train_only: Annotated[
+            bool,
+            typer.Option("--train-only", help="Keep the test rows out of the saved model too."),
+        ] = False,
+        force: Annotated[
+            bool, typer.Option("--force", help="Replace an earlier report in that folder.")
+        ] = False,
+    ) -> None:
+        """Fit a Gaussian process to a table; scores, predictions, model and figures in a folder."""
+        with _naming_the_extra():
+            import gp_deq.plotting  # noqa: F401  (a missing matplotlib is to be told at once)
+            from gp_deq.datasets import Columns, Table
+            from gp_deq.tables import FitConfig, check_report_folder, fit_table, write_report
+
+            config = FitConfig(kernel.value, activation, test_fraction, seed, max_rows, train_only)
+            with _one_line_errors():
+                check_report_folder(output, force)
+                table = Table.read(data)
+                columns = Columns.infer(table, target, categorical or (), ignore or ())
+                with _progress(console, config.num_fits) as advance:
+                    result = fit_table(table, columns, config, advance)
+                write_report(result, output, force)
+        console.print(_fit_table(result))
+        for line in _fit_notes(result):
+            console.print(line, highlight=False, soft_wrap=True)
+        console.print(f"Report: {output / 'README.md'}", highlight=False, soft_wrap=True)
+
+    @app.command()
+    def predict(
+        model: Annotated[Path, typer.Argument(help="The model.pt of a report.")],
+        data: Annotated[Path, typer.Argument(help="CSV file with the same columns.")],
+        output: Annotated[Path, typer.Option(help="Where the predictions go.")] = Path(
+            "gp-deq-predictions.csv"
+        ),
+    ) -> None:
+        """Predict each row of a table: mean, standard deviation and 95 % interval."""
+        with _naming_the_extra():
+            from gp_deq.datasets import Table
+            from gp_deq.tables import TableModel, predictions_frame
+
+            _check_writable(output)
+            if output.resolve() in (data.resolve(), model.resolve()):
+                raise typer.BadParameter(f"{output} is what the predictions are made from")
+            with _one_line_errors():
+                fitted = TableModel.load(model)
+                table = Table.read(data)
+                frame = predictions_frame(fitted.predict(table))
+            frame.to_csv(output, index=False)
+        known = {column.name for column in fitted.columns.inputs}
+        others = [name for name in table.cells if name not in known]
+        if others:
+            console.print(f"Ignored columns: {', '.join(others)}", highlight=False, markup=False)
+        console.print(f"Predictions: {output}", highlight=False, soft_wrap=True)
 
     @benchmark.command()
     def speed(
@@ -380,6 +470,15 @@ def _naming_the_extra() -> Iterator[None]:
         sys.exit(f"gp-deq: {error}")
 
 
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Say in one line what is wrong with a table, a model file or an argument."""
+    try:
+        yield
+    except ValueError as error:
+        sys.exit(f"gp-deq: {error}")
+
+
 def _check_writable(path: Path) -> None:
     """Refuse an output in a folder that is missing, before minutes are spent."""
     import typer
@@ -434,6 +533,36 @@ def _demo_table(result: "DemoResult") -> "Table":
             _mean([fit.fit_seconds for fit in fits], ".1f"),
         )
     return table
+
+
+def _fit_table(fit: "TableFit") -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    target = escape(fit.dataset.target_name)
+    table = Table(title=f"{target}: {len(fit.test_rows)} rows held out")
+    table.add_column("", no_wrap=True)
+    for name in ("RMSE", "NLPD", "inside 95 %", "R²"):
+        table.add_column(name, justify="right")
+    for name, metrics in ((fit.label, fit.metrics), ("mean of the targets", fit.baseline)):
+        table.add_row(
+            name,
+            f"{metrics.rmse:.4g}",
+            f"{metrics.nlpd:.3f}",
+            f"{100 * metrics.coverage:.1f} %",
+            f"{metrics.r2:.3f}",
+        )
+    return table
+
+
+def _fit_notes(fit: "TableFit") -> Iterator[str]:
+    if fit.candidates:
+        yield "Validation NLPD: " + ", ".join(
+            f"{item.label} {item.nlpd:.3f}" if item.fitted else f"{item.label} not fitted"
+            for item in fit.candidates
+        )
+    for warning in fit.warnings:
+        yield f"Warning: {warning}"
 
 
 def _mean(values: Sequence[float], form: str) -> str:

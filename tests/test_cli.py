@@ -37,7 +37,8 @@ def _png_size(path: Path) -> tuple[int, int]:
 def test_help_names_the_commands() -> None:
     result = _invoke("--help")
     assert result.exit_code == 0
-    assert "demo" in result.output and "benchmark" in result.output
+    for command in ("demo", "fit", "predict", "benchmark"):
+        assert f" {command} " in result.output
     benchmarks = _invoke("benchmark", "--help").output
     assert "speed" in benchmarks and " bo " in benchmarks
 
@@ -116,6 +117,9 @@ def test_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:
         ("rich", [], "gp_deq[cli]"),
         ("matplotlib", ["demo"], "gp_deq[cli]"),
         ("botorch", ["demo"], "gp_deq[bo]"),
+        ("botorch", ["fit", "table.csv", "--target", "y"], "gp_deq[bo]"),
+        ("pandas", ["fit", "table.csv", "--target", "y"], "gp_deq[cli]"),
+        ("botorch", ["predict", "model.pt", "table.csv"], "gp_deq[bo]"),
         ("botorch", ["benchmark", "speed"], "gp_deq[bo]"),
         ("botorch", ["benchmark", "bo"], "gp_deq[bo]"),
         ("pandas", ["benchmark", "bo"], "gp_deq[cli]"),

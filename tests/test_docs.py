@@ -27,6 +27,7 @@ MODULES = [
     "kernels",
     "settings",
     "simulation",
+    "tables",
 ]
 
 

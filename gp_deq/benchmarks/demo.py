@@ -47,6 +47,7 @@ __all__ = [
     "make_model",
     "predictive_metrics",
     "run_demo",
+    "scalar_hyperparameters",
 ]
 
 COLLAPSED_R2 = 0.05
@@ -195,8 +196,15 @@ def make_model(kernel: Kernel, train_x: Tensor, train_y: Tensor) -> ExactMargina
     return ExactMarginalLogLikelihood(likelihood, model)
 
 
-def _scalar_hyperparameters(model: gpytorch.Module) -> dict[str, float]:
-    """The learned value of every hyperparameter that has only one."""
+def scalar_hyperparameters(model: gpytorch.Module) -> dict[str, float]:
+    """The learned value of every hyperparameter that has only one.
+
+    Args:
+        model: Of a marginal likelihood.
+
+    Returns:
+        Values by name.
+    """
     values = {}
     for name, raw, constraint in model.named_parameters_and_constraints():
         if raw.numel() == 1 and constraint is not None:
@@ -241,7 +249,7 @@ def fit_and_evaluate(name: str, kernel: Kernel, split: Split, seed: int = 0) -> 
         std=std,
         target=target,
         relevance=relevance,
-        hyperparameters=_scalar_hyperparameters(mll.model),
+        hyperparameters=scalar_hyperparameters(mll.model),
     )
 
 

@@ -1,6 +1,21 @@
-"""Real data sets, and the split that the benchmarks share."""
+"""Real data sets, tables of any kind, and the split that the benchmarks share."""
 
-from .dataset import Dataset, Split, train_test_split
+from .dataset import Dataset, Split, split_rows, standardized_split, train_test_split
 from .registry import NAMES, load, load_diabetes
+from .table import Column, Columns, Table, TableError, load_csv
 
-__all__ = ["NAMES", "Dataset", "Split", "load", "load_diabetes", "train_test_split"]
+__all__ = [
+    "NAMES",
+    "Column",
+    "Columns",
+    "Dataset",
+    "Split",
+    "Table",
+    "TableError",
+    "load",
+    "load_csv",
+    "load_diabetes",
+    "split_rows",
+    "standardized_split",
+    "train_test_split",
+]

@@ -63,18 +63,17 @@ class Split:
     y_std: float
 
 
-def train_test_split(dataset: Dataset, test_fraction: float = 0.2, seed: int = 0) -> Split:
-    """Split at random and standardise by the training part.
+def split_rows(n: int, test_fraction: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw the rows that are held out.
 
     Args:
-        dataset: The data.
+        n: Number of rows.
         test_fraction: Share of the rows that are held out, strictly between 0 and 1.
         seed: Of the permutation; the global random state is left alone.
 
     Returns:
-        The standardised split. A column that is constant over the training part is only centred.
+        Indices of the training rows and of the test rows, in random order.
     """
-    n = len(dataset.y)
     num_test = round(n * test_fraction)
     if not 0 < num_test < n - 1:
         raise ValueError(
@@ -82,9 +81,24 @@ def train_test_split(dataset: Dataset, test_fraction: float = 0.2, seed: int = 0
             "one is needed, and at least two to train on"
         )
     permutation = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    test, train = permutation[:num_test], permutation[num_test:]
+    return permutation[num_test:], permutation[:num_test]
+
+
+def standardized_split(dataset: Dataset, train: Tensor, test: Tensor) -> Split:
+    """Split at given rows and standardise by the training part.
+
+    Args:
+        dataset: The data.
+        train: Indices of the training rows.
+        test: Indices of the test rows.
+
+    Returns:
+        The standardised split. A column that is constant over the training part is only centred.
+    """
     x_mean, x_std = dataset.X[train].mean(0), dataset.X[train].std(0)
-    x_std = torch.where(x_std > 0, x_std, torch.ones_like(x_std))
+    # a constant such as 0.1 has a mean that is off by rounding, and so a deviation
+    constant = (dataset.X[train] == dataset.X[train[0]]).all(0)
+    x_std = torch.where(constant, torch.ones_like(x_std), x_std)
     y_mean, y_std = dataset.y[train].mean().item(), dataset.y[train].std().item()
     y_std = y_std if y_std > 0 else 1.0
     return Split(
@@ -97,3 +111,17 @@ def train_test_split(dataset: Dataset, test_fraction: float = 0.2, seed: int = 0
         y_mean=y_mean,
         y_std=y_std,
     )
+
+
+def train_test_split(dataset: Dataset, test_fraction: float = 0.2, seed: int = 0) -> Split:
+    """Split at random and standardise by the training part.
+
+    Args:
+        dataset: The data.
+        test_fraction: Share of the rows that are held out, strictly between 0 and 1.
+        seed: Of the permutation; the global random state is left alone.
+
+    Returns:
+        The standardised split. A column that is constant over the training part is only centred.
+    """
+    return standardized_split(dataset, *split_rows(len(dataset.y), test_fraction, seed))

@@ -1,0 +1,396 @@
+"""Any table as a data set: CSV files, with text columns one-hot encoded.
+
+Cells are read as text, so that a message can quote what a file says and where. Rows are counted
+from 1, without the header and without blank lines.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .dataset import Dataset
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+MAX_CATEGORIES = 50
+"""A column of more different texts is an identifier or free text, not a category."""
+
+_SHOWN = 5
+"""Rows that a message names before it says how many more there are."""
+
+
+class TableError(ValueError):
+    """A table that cannot be used; the message names the file, and the column and row."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text under the names of their columns.
+
+    Args:
+        name: How messages call it, such as the path of its file.
+        cells: Text or NaN, one column for each name; the index numbers the rows from 1.
+    """
+
+    name: str
+    cells: DataFrame
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Table:
+        """Read a CSV file: commas, UTF-8, names of the columns in the first line.
+
+        Args:
+            path: The file.
+
+        Returns:
+            Its cells, without surrounding blanks. What pandas takes for missing ("", "NA", "NaN",
+            "null", "None" and such) is missing.
+
+        Raises:
+            TableError: The file is missing or empty, is not a CSV file, or a column has no name or
+                that of another.
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError('tables are read by pandas: pip install "gp_deq[cli]"') from error
+
+        name = os.fspath(path)
+        try:
+            lines = pd.read_csv(name, header=None, dtype=str, encoding="utf-8-sig")
+        except pd.errors.EmptyDataError:
+            raise TableError(f"{name}: the file is empty") from None
+        except (OSError, UnicodeError, pd.errors.ParserError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise TableError(f"{name}: cannot be read as a CSV file ({reason})") from error
+        lines = lines.apply(lambda cells: cells.str.strip())
+        lines = lines.mask(lines == "")
+        header, cells = lines.iloc[0], lines.iloc[1:]
+        if header.isna().any():
+            position = int(header.isna().to_numpy().argmax()) + 1
+            raise TableError(f"{name}: column {position} has no name in the first line")
+        if header.duplicated().any():
+            raise TableError(
+                f'{name}: two columns are named "{header[header.duplicated()].iloc[0]}"'
+            )
+        if cells.empty:
+            raise TableError(f"{name}: there are no rows under the names of the columns")
+        return cls(name, cells.set_axis(list(header), axis=1))
+
+    def find(self, names: Collection[str]) -> None:
+        """Refuse a table that lacks a column.
+
+        Args:
+            names: Of the columns that are needed.
+
+        Raises:
+            TableError: Columns are missing.
+        """
+        lacking = [name for name in names if name not in self.cells]
+        if lacking:
+            present = list(self.cells)
+            hint = "; are the cells separated by commas?" if len(present) == 1 else ""
+            raise TableError(
+                f"{self.name}: no column {_quoted(lacking)}, only {_quoted(present)}{hint}"
+            )
+
+    def require(self, names: Collection[str]) -> None:
+        """Refuse a table that lacks a column or has missing cells in it.
+
+        Args:
+            names: Of the columns that are needed.
+
+        Raises:
+            TableError: Columns or cells are missing.
+        """
+        self.find(names)
+        missing = self.cells[list(names)].isna()
+        gaps = [
+            f'column "{name}", {_rows(missing.index[missing[name]])}'
+            for name in names
+            if missing[name].any()
+        ]
+        if gaps:
+            raise TableError(f"{self.name}: missing values in {'; '.join(gaps)}")
+
+    def numbers(self, name: str, role: str = "column", hint: str = "") -> Tensor:
+        """A column that has to consist of numbers.
+
+        Args:
+            name: Of the column, without missing cells.
+            role: What messages call it.
+            hint: What messages advise.
+
+        Returns:
+            Its values, float64.
+
+        Raises:
+            TableError: A cell is not a finite number.
+        """
+        import pandas as pd
+
+        cells = self.cells[name]
+        values = torch.tensor(
+            pd.to_numeric(cells, errors="coerce").astype(float).tolist(), dtype=torch.float64
+        )
+        bad = cells[~values.isfinite().numpy()]
+        if len(bad):
+            found = ", ".join(f'"{cell}" in row {row}' for row, cell in bad.iloc[:_SHOWN].items())
+            raise TableError(
+                f'{self.name}: the {role} "{name}" has to be finite numbers, but has {found}'
+                f"{_more(len(bad))}{hint}"
+            )
+        return values
+
+
+@dataclass(frozen=True)
+class Column:
+    """An input column and how it becomes numbers.
+
+    Args:
+        name: In the table.
+        categories: Those of a categorical column, each of which becomes an input that is 1 or 0;
+            None for a column of numbers.
+    """
+
+    name: str
+    categories: tuple[str, ...] | None = None
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of its inputs, ``name=category`` for those of a categorical column."""
+        if self.categories is None:
+            return (self.name,)
+        return tuple(f"{self.name}={category}" for category in self.categories)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How the columns of a table become inputs and a target, so that a new table does likewise.
+
+    Columns of a new table are found by their names, whatever their order; others are ignored.
+
+    Args:
+        target: Name of the target.
+        inputs: The input columns, in the order of the inputs.
+
+    Example:
+        >>> import pandas as pd
+        >>> from gp_deq.datasets import Columns, Table
+        >>> cells = pd.DataFrame({"size": ["1", "2.5"], "colour": ["red", "blue"], "y": ["3", "4"]})
+        >>> columns = Columns.infer(Table("example", cells), target="y")
+        >>> columns.feature_names
+        ('size', 'colour=blue', 'colour=red')
+        >>> columns.encode(Table("new", pd.DataFrame({"colour": ["blue"], "size": ["7"]})))
+        tensor([[7., 1., 0.]], dtype=torch.float64)
+    """
+
+    target: str
+    inputs: tuple[Column, ...]
+
+    @classmethod
+    def infer(
+        cls,
+        table: Table,
+        target: str,
+        categorical: Collection[str] = (),
+        ignore: Collection[str] = (),
+    ) -> Columns:
+        """Decide which columns are numbers and which are categories.
+
+        A column is one of numbers if more than half of its cells are, numbers with a comma such as
+        "1,5" counting as such; then each cell must be a number. Any other column is categorical,
+        with its different texts as categories.
+
+        Args:
+            table: All columns but the target and the ignored ones are inputs.
+            target: Name of the target.
+            categorical: Columns of numbers that stand for categories, such as codes.
+            ignore: Columns to leave out.
+
+        Returns:
+            The columns, in the order of the table, categories sorted.
+
+        Raises:
+            TableError: A column is missing, has missing or bad cells or more than
+                `MAX_CATEGORIES` categories, the target is constant, or no input is left.
+        """
+        inputs = [name for name in table.cells if name != target and name not in ignore]
+        options = (*categorical, *ignore)
+        if target in options:
+            raise TableError(f'the target "{target}" can be neither ignored nor categorical')
+        table.find([target, *options])
+        if not inputs:
+            raise TableError(f'{table.name}: no column is left beside the target "{target}"')
+        table.require([target, *inputs])
+        if len(set(table.numbers(target, role="target").tolist())) == 1:
+            value = table.cells[target].iloc[0]
+            raise TableError(f'{table.name}: the target "{target}" is {value} in every row')
+        return cls(target, tuple(_infer(table, name, name in categorical) for name in inputs))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        return tuple(name for column in self.inputs for name in column.feature_names)
+
+    def encode(self, table: Table) -> Tensor:
+        """The inputs of a table.
+
+        Args:
+            table: With all the input columns.
+
+        Returns:
+            ``n x d``, float64.
+
+        Raises:
+            TableError: A column or cell is missing, a cell is not a number where it has to be, or a
+                category is not one of the known.
+        """
+        table.require([column.name for column in self.inputs])
+        return torch.cat([_encode(table, column) for column in self.inputs], dim=1)
+
+    def dataset(self, table: Table) -> Dataset:
+        """Inputs and target of a table.
+
+        Args:
+            table: With all the columns.
+
+        Returns:
+            The data, named as the table's file.
+
+        Raises:
+            TableError: As for :meth:`encode`, and of the target.
+        """
+        table.require([self.target])
+        return Dataset(
+            name=Path(table.name).stem,
+            X=self.encode(table),
+            y=table.numbers(self.target, role="target"),
+            feature_names=self.feature_names,
+            target_name=self.target,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`from_json` takes: dicts, lists, strings and None."""
+        inputs = [
+            {"name": name, "categories": None if categories is None else list(categories)}
+            for name, categories in ((column.name, column.categories) for column in self.inputs)
+        ]
+        return {"target": self.target, "inputs": inputs}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Columns:
+        """The columns that :meth:`to_json` has described.
+
+        Args:
+            data: The description.
+
+        Returns:
+            The columns.
+        """
+        return cls(
+            data["target"],
+            tuple(
+                Column(item["name"], item["categories"] and tuple(item["categories"]))
+                for item in data["inputs"]
+            ),
+        )
+
+
+def load_csv(
+    path: str | os.PathLike[str],
+    target: str,
+    categorical: Collection[str] = (),
+    ignore: Collection[str] = (),
+) -> Dataset:
+    r"""A data set from a CSV file, with categorical columns one-hot encoded.
+
+    Which columns are categorical is said at `Columns.infer`; use that, and `Table.read`, to encode
+    another table in the same way.
+
+    Args:
+        path: The file: commas, UTF-8, names of the columns in the first line.
+        target: Name of the column to predict, which has to be numbers.
+        categorical: Columns of numbers that stand for categories, such as codes.
+        ignore: Columns to leave out.
+
+    Returns:
+        The data; an input of category ``c`` in column ``a`` is named ``a=c``.
+
+    Raises:
+        TableError: The table cannot be used. The message names the file, the column and the rows,
+            counted from 1 without the header.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from gp_deq.datasets import load_csv
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "houses.csv")
+        ...     _ = path.write_text("area,kind,price\n80,flat,210\n120,house,335\n")
+        ...     houses = load_csv(path, target="price")
+        >>> houses.feature_names
+        ('area', 'kind=flat', 'kind=house')
+        >>> houses.X[1]
+        tensor([120.,   0.,   1.], dtype=torch.float64)
+    """
+    table = Table.read(path)
+    return Columns.infer(table, target, categorical, ignore).dataset(table)
+
+
+def _infer(table: Table, name: str, categorical: bool) -> Column:
+    import pandas as pd
+
+    cells = table.cells[name]
+    if not categorical:
+        likely = pd.to_numeric(cells.str.replace(",", ""), errors="coerce").notna()
+        if likely.mean() > 0.5:
+            table.numbers(name, hint="; correct these cells, or make the column categorical")
+            return Column(name)
+    categories = sorted(set(cells))
+    if len(categories) > MAX_CATEGORIES:
+        raise TableError(
+            f'{table.name}: column "{name}" has {len(categories)} different texts, such as '
+            f'"{categories[0]}", more than the {MAX_CATEGORIES} categories of a column; ignore it, '
+            "or turn it into numbers"
+        )
+    return Column(name, tuple(categories))
+
+
+def _encode(table: Table, column: Column) -> Tensor:
+    """The inputs of one column, ``n x 1`` or ``n x categories``."""
+    if column.categories is None:
+        return table.numbers(column.name).unsqueeze(1)
+    cells: Series = table.cells[column.name]
+    unknown = cells[~cells.isin(column.categories)]
+    if len(unknown):
+        row, cell = next(iter(unknown.items()))
+        raise TableError(
+            f'{table.name}: column "{column.name}" has the unknown category "{cell}" in row {row}'
+            f"{_more(len(unknown), shown=1)}; known are {_quoted(column.categories)}"
+        )
+    codes = torch.tensor([column.categories.index(cell) for cell in cells])
+    return torch.nn.functional.one_hot(codes, len(column.categories)).to(torch.float64)
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _rows(rows: Sequence[int]) -> str:
+    """Rows for a message: "row 3" or "rows 3, 7"."""
+    shown = ", ".join(str(row) for row in rows[:_SHOWN])
+    return f"row{'s' * (len(rows) > 1)} {shown}{_more(len(rows))}"
+
+
+def _more(count: int, shown: int = _SHOWN) -> str:
+    return f" and {count - shown} more" if count > shown else ""

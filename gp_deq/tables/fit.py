@@ -1,0 +1,310 @@
+"""Fit a Gaussian process to a table: split, learn, score on held-out rows, keep all rows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from botorch.exceptions import ModelFittingError
+from botorch.fit import fit_gpytorch_mll
+from torch import Tensor
+
+from gp_deq.benchmarks.demo import (
+    COLLAPSED_R2,
+    Metrics,
+    predictive_metrics,
+    scalar_hyperparameters,
+)
+from gp_deq.datasets import (
+    Columns,
+    Dataset,
+    Table,
+    TableError,
+    split_rows,
+    standardized_split,
+)
+
+from .kernels import kernel_label, resolve_activation
+from .model import Prediction, Scaling, TableModel, exact, make_table_model
+
+CANDIDATES: Sequence[tuple[str, str | None]] = (
+    ("deq-nngp", "relu"),
+    ("deq-nngp", "erf"),
+    ("deq-ntk", "relu"),
+    ("deker", "relu"),
+    ("rbf", None),
+    ("matern", None),
+)
+"""Kernels and activations that ``kernel="auto"`` compares."""
+
+_FEWEST_ROWS = 10
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What :func:`fit_table` is to do.
+
+    Args:
+        kernel: "deq-nngp", "deq-ntk", "deker", "rbf", "matern", or "auto": the one of `CANDIDATES`
+            with the largest predictive density on a fifth of the training rows, which are held
+            out from learning for that and then learned on too.
+        activation: Of the kernel, for "deker" the link; "relu" by default. Not for "auto".
+        test_fraction: Share of the rows that are held out.
+        seed: Of the split.
+        max_rows: Most rows to learn on; a random subset is taken of more.
+        train_only: Whether the model to use is the one that was scored, instead of one that has
+            seen the test rows too.
+    """
+
+    kernel: str = "deq-nngp"
+    activation: str | None = None
+    test_fraction: float = 0.2
+    seed: int = 0
+    max_rows: int = 5000
+    train_only: bool = False
+
+    @property
+    def candidates(self) -> Sequence[tuple[str, str | None]]:
+        """Kernels to compare, with their activations: one, or `CANDIDATES` for "auto"."""
+        if self.kernel != "auto":
+            return ((self.kernel, resolve_activation(self.kernel, self.activation)),)
+        if self.activation is not None:
+            raise ValueError("the kernel 'auto' comes with its activation; do not give one")
+        return CANDIDATES
+
+    @property
+    def num_fits(self) -> int:
+        """How often hyperparameters are learned."""
+        return len(self.candidates) + (len(self.candidates) > 1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel that was compared by ``kernel="auto"``.
+
+    Args:
+        kernel: A key of `KERNELS`.
+        activation: Its activation, None where it has none.
+        nlpd: Mean negative log predictive density on the validation rows; infinite where the fit
+            failed.
+    """
+
+    kernel: str
+    activation: str | None
+    nlpd: float
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        return kernel_label(self.kernel, self.activation)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether its hyperparameters could be learned."""
+        return math.isfinite(self.nlpd)
+
+
+@dataclass(frozen=True)
+class TableFit:
+    """A fitted model and how it did on the rows that were held out.
+
+    Args:
+        dataset: All the data.
+        model: The model to use, which has seen ``model_rows``.
+        train_rows: Indices of the rows that the hyperparameters were learned on.
+        test_rows: Indices of the rows that were held out.
+        model_rows: Indices of the rows that ``model`` is conditioned on.
+        prediction: Of the test rows, by the model that has seen the training rows alone.
+        metrics: Of that prediction.
+        baseline: Of predicting the mean and standard deviation of the training targets.
+        candidates: What ``kernel="auto"`` compared, best first; empty for a given kernel.
+        hyperparameters: Learned values of the scalar ones, in standardised units.
+        lengthscales: One for each input, in standardised units.
+        config: What the fit was to do.
+        seconds: Wall time of all the fits.
+    """
+
+    dataset: Dataset
+    model: TableModel
+    train_rows: Tensor
+    test_rows: Tensor
+    model_rows: Tensor
+    prediction: Prediction
+    metrics: Metrics
+    baseline: Metrics
+    candidates: Sequence[Candidate]
+    hyperparameters: dict[str, float]
+    lengthscales: Tensor
+    config: FitConfig
+    seconds: float
+
+    @property
+    def label(self) -> str:
+        """Name of the kernel and its activation."""
+        return kernel_label(self.model.kernel, self.model.activation)
+
+    @property
+    def relevance(self) -> dict[str, float]:
+        """Share of each column in the sum of ``1 / lengthscale**2`` over all inputs."""
+        precision = self.lengthscales.square().reciprocal()
+        columns = self.model.columns.inputs
+        parts = precision.split([len(column.feature_names) for column in columns])
+        total = precision.sum()
+        return {column.name: (part.sum() / total).item() for column, part in zip(columns, parts)}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the predictions has to know."""
+        found = []
+        n, limit = len(self.dataset.y), self.config.max_rows
+        if n - len(self.test_rows) > limit or (n > limit and not self.config.train_only):
+            found.append(
+                f"Of {n} rows, a random {len(self.train_rows)} of the {n - len(self.test_rows)} "
+                f"training rows were learned on, and the saved model has seen "
+                f"{len(self.model_rows)}. --max-rows raises the limit of {limit}; time grows with "
+                "its third power."
+            )
+        if self.metrics.r2 < COLLAPSED_R2 and math.isfinite(self.metrics.r2):
+            found.append(
+                f"The model explains next to nothing of the held-out targets (R² "
+                f"{self.metrics.r2:.3f} < {COLLAPSED_R2}): it takes them for noise. Do not use it "
+                "to tell rows apart."
+            )
+        return found
+
+
+def fit_table(
+    table: Table,
+    columns: Columns,
+    config: FitConfig | None = None,
+    on_fit: Callable[[str], None] = lambda description: None,
+) -> TableFit:
+    """Learn from a part of a table, score on the rest, and make a model of all of it.
+
+    The model is an exact Gaussian process on inputs and targets that are standardised by the
+    training rows: constant mean, Gaussian noise, and a kernel with an output scale and one
+    lengthscale for each input, all learned by marginal likelihood, with weak priors, from the
+    training rows. It is scored on the test rows; the model to use keeps what was learned and is
+    conditioned on all rows.
+
+    Args:
+        table: The data.
+        columns: How they are encoded, such as ``Columns.infer(table, target)``.
+        config: Kernel, split and limits; default: those of `FitConfig`.
+        on_fit: Called with the name of the kernel after each fit.
+
+    Returns:
+        The model, its scores and its predictions of the test rows.
+
+    Raises:
+        TableError: The table cannot be used, has too few rows, or BoTorch finds no optimum.
+        ValueError: The kernel or the activation is unknown, or they do not go together.
+
+    Example:
+        >>> import pandas as pd
+        >>> from gp_deq.datasets import Columns, Table
+        >>> x = [0.1 * i for i in range(40)]
+        >>> cells = pd.DataFrame({"x": x, "y": [(v - 2) ** 2 for v in x]}).astype(str)
+        >>> table = Table("parabola", cells)
+        >>> fit = fit_table(table, Columns.infer(table, "y"), FitConfig(kernel="rbf"))
+        >>> fit.metrics.r2 > 0.99
+        True
+        >>> round(fit.model.predict(Table("new", cells[20:21])).mean.item(), 1)
+        0.0
+    """
+    config = FitConfig() if config is None else config
+    start = time.perf_counter()
+    candidates = config.candidates
+    dataset = columns.dataset(table)
+    n = len(dataset.y)
+    num_test = round(n * config.test_fraction)
+    if n < _FEWEST_ROWS or num_test < 2 or n - num_test < _FEWEST_ROWS // 2:
+        raise TableError(
+            f"{table.name}: {n} rows, {num_test} of them held out, are too few; a fit needs "
+            f"{_FEWEST_ROWS} rows, 2 for the test and {_FEWEST_ROWS // 2} to learn on"
+        )
+    train, test = split_rows(n, config.test_fraction, config.seed)
+    train = train[: config.max_rows]
+    if bool((dataset.y[train] == dataset.y[train[0]]).all()):
+        raise TableError(
+            f'{table.name}: the target "{columns.target}" is {dataset.y[train[0]].item():g} in all '
+            f"of the {len(train)} rows to learn on; try another seed"
+        )
+
+    compared: list[Candidate] = []
+    kernel, activation = candidates[0]
+    if len(candidates) > 1:
+        compared = _compare(dataset, columns, candidates, train, config.seed, on_fit)
+        kernel, activation = compared[0].kernel, compared[0].activation
+    try:
+        scored = _learn(dataset, columns, kernel, activation, train)
+    except ModelFittingError as error:
+        raise TableError(
+            f"{table.name}: no optimum found for {kernel_label(kernel, activation)}; try another "
+            "kernel, or see whether inputs repeat each other"
+        ) from error
+    on_fit(kernel_label(kernel, activation))
+    prediction = scored.predict_inputs(dataset.X[test])
+
+    model, rows = scored, train
+    if not config.train_only:
+        rows = torch.cat([train, test])[: config.max_rows]
+        model = scored.condition_on(dataset.X[rows], dataset.y[rows])
+    y, target = dataset.y[train], dataset.y[test]
+    return TableFit(
+        dataset=dataset,
+        model=model,
+        train_rows=train,
+        test_rows=test,
+        model_rows=rows,
+        prediction=prediction,
+        metrics=predictive_metrics(prediction.mean, prediction.std, target),
+        baseline=predictive_metrics(y.mean().expand_as(target), y.std().expand_as(target), target),
+        candidates=compared,
+        hyperparameters=scalar_hyperparameters(model.mll.model),
+        lengthscales=model.mll.model.covar_module.base_kernel.lengthscale.detach().flatten(),
+        config=config,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _learn(
+    dataset: Dataset, columns: Columns, kernel: str, activation: str | None, rows: Tensor
+) -> TableModel:
+    """The model of some rows, with the most probable hyperparameters."""
+    # there is no test part here: what is predicted is standardised by the model
+    split = standardized_split(dataset, rows, rows[:0])
+    mll = make_table_model(kernel, activation, split.train_x, split.train_y)
+    with exact(), torch.random.fork_rng():
+        # BoTorch draws another start where the first leads nowhere
+        torch.manual_seed(0)
+        fit_gpytorch_mll(mll)
+    return TableModel(kernel, activation, columns, Scaling.of(split), mll)
+
+
+def _compare(
+    dataset: Dataset,
+    columns: Columns,
+    candidates: Sequence[tuple[str, str | None]],
+    train: Tensor,
+    seed: int,
+    on_fit: Callable[[str], None],
+) -> list[Candidate]:
+    """The candidates in the order of their density on a fifth of the training rows."""
+    kept, held_out = (train[part] for part in split_rows(len(train), 0.2, seed))
+    compared = []
+    for kernel, activation in candidates:
+        try:
+            model = _learn(dataset, columns, kernel, activation, kept)
+        except ModelFittingError:
+            nlpd = math.inf
+        else:
+            nlpd = predictive_metrics(
+                *model.predict_inputs(dataset.X[held_out]), dataset.y[held_out]
+            ).nlpd
+        compared.append(Candidate(kernel, activation, nlpd))
+        on_fit(kernel_label(kernel, activation))
+    return sorted(compared, key=lambda candidate: candidate.nlpd)

@@ -1,0 +1,169 @@
+"""The folder that ``gp-deq fit`` writes: all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .card import model_card
+from .fit import TableFit
+from .model import Prediction
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_FILES = ("metrics.json", "predictions.csv", "model.pt", "README.md")
+_MOST_BARS = 15
+
+
+class ReportError(ValueError):
+    """A folder that a report cannot go to."""
+
+
+def check_report_folder(folder: Path, force: bool = False) -> None:
+    """Refuse a folder that a report cannot go to, before minutes are spent.
+
+    Args:
+        folder: Where the report is to go.
+        force: Whether it may replace an earlier report.
+
+    Raises:
+        ReportError: The folder above is missing, or something other than an empty folder is there;
+            with ``force`` an earlier report may be.
+    """
+    folder = folder.resolve()
+    if not folder.parent.is_dir():
+        raise ReportError(f"the folder {folder.parent} does not exist")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not all((folder / name).is_file() for name in _FILES):
+        raise ReportError(f"{folder} exists and is not a report; choose another folder")
+    if not force:
+        raise ReportError(f"{folder} has a report already; --force replaces it")
+
+
+def write_report(fit: TableFit, folder: str | os.PathLike[str], force: bool = False) -> None:
+    """Write metrics, predictions, model, model card and figures to a folder.
+
+    They are written beside the folder and moved there in one step, so that an interruption leaves
+    no part of a report, and an earlier report as it was.
+
+    Args:
+        fit: What to report.
+        folder: Where to; made if it does not exist.
+        force: Whether it may replace an earlier report.
+
+    Raises:
+        ReportError: As for `check_report_folder`.
+        ImportError: pandas or matplotlib is not installed.
+    """
+    target = Path(folder).resolve()
+    check_report_folder(target, force)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        _write_files(fit, new)
+        try:
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+
+
+def _write_files(fit: TableFit, folder: Path) -> None:
+    from gp_deq.plotting import Predictions, predictions_figure, relevance_figure, save_figure
+
+    text = json.dumps(_metrics(fit), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    rows = fit.test_rows.sort().indices
+    numbers = (fit.test_rows[rows] + 1).tolist()
+    prediction = Prediction(fit.prediction.mean[rows], fit.prediction.std[rows])
+    target = fit.dataset.y[fit.test_rows[rows]]
+    frame = predictions_frame(prediction, numbers)
+    frame.insert(1, "target", target.numpy())
+    frame.to_csv(folder / "predictions.csv", index=False)
+    fit.model.save(folder / "model.pt")
+    save_figure(
+        predictions_figure(
+            {fit.label: Predictions(target, prediction.mean, prediction.std)},
+            unit=_label(fit.dataset.target_name, width=40),
+        ),
+        folder / "predictions.png",
+    )
+    shown = sorted(fit.relevance.items(), key=lambda item: -item[1])[:_MOST_BARS]
+    relevances = {fit.label: torch.tensor([value for _, value in shown])}
+    save_figure(
+        relevance_figure(relevances, [_label(name) for name, _ in shown]), folder / "relevance.png"
+    )
+    (folder / "README.md").write_text(model_card(fit), encoding="utf-8")
+
+
+def predictions_frame(prediction: Prediction, rows: Sequence[int] | None = None) -> DataFrame:
+    """Predictions as a table with the columns row, mean, std, lower and upper.
+
+    Args:
+        prediction: The predictions.
+        rows: Their row numbers; default: from 1.
+
+    Returns:
+        One row for each prediction.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "row": range(1, len(prediction.mean) + 1) if rows is None else rows,
+            "mean": prediction.mean.numpy(),
+            "std": prediction.std.numpy(),
+            "lower": prediction.lower.numpy(),
+            "upper": prediction.upper.numpy(),
+        }
+    )
+
+
+def _label(name: str, width: int = 12) -> str:
+    """A name for a figure: some short lines, and no formula where it has dollars."""
+    return "\n".join(textwrap.wrap(name, width)[:3]).replace("$", r"\$")
+
+
+def _metrics(fit: TableFit) -> dict[str, Any]:
+    return {
+        "data": fit.dataset.name,
+        "target": fit.dataset.target_name,
+        "kernel": fit.model.kernel,
+        "activation": fit.model.activation,
+        **_finite(asdict(fit.metrics)),
+        "baseline": _finite(asdict(fit.baseline)),
+        "candidates": [_finite(asdict(candidate)) for candidate in fit.candidates],
+        "hyperparameters": fit.hyperparameters,
+        "lengthscales": dict(zip(fit.dataset.feature_names, fit.lengthscales.tolist())),
+        "rows": {
+            "table": len(fit.dataset.y),
+            "train": len(fit.train_rows),
+            "test": len(fit.test_rows),
+            "model": len(fit.model_rows),
+        },
+        "config": asdict(fit.config),
+        "warnings": fit.warnings,
+        "seconds": fit.seconds,
+    }
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With None for infinite numbers and NaN, which JSON has not."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
