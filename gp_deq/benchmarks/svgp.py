@@ -1,0 +1,271 @@
+"""Sparse variational GPs of data too large for exact ones, on one process or several.
+
+``torchrun --nproc_per_node 2 -m gp_deq.benchmarks.svgp protein`` trains data-parallel, and
+``python -m gp_deq.benchmarks.svgp protein`` does the same with one process: every mini-batch is
+shared out, and the gradients of the shares are averaged, so that the processes take the steps that
+one would take, but for rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import Kernel, ScaleKernel
+from gpytorch.likelihoods import GaussianLikelihood
+from gpytorch.means import ConstantMean
+from gpytorch.mlls import VariationalELBO
+from gpytorch.models import ApproximateGP
+from gpytorch.variational import CholeskyVariationalDistribution, VariationalStrategy
+from torch import Tensor, distributed
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from gp_deq.datasets import Split, load, train_test_split
+
+__all__ = ["SVGP", "SVGPConfig", "Trained", "main", "predict", "process_group", "train"]
+
+
+@dataclass(frozen=True)
+class SVGPConfig:
+    """How a sparse GP is trained.
+
+    Args:
+        num_inducing: Number of inducing points, at first a random part of the training inputs.
+        batch_size: Rows of a mini-batch, all processes together.
+        epochs: Passes over the data; rows that do not fill a mini-batch are left out of a pass.
+        learning_rate: Of Adam.
+
+    Raises:
+        ValueError: a value that is not positive.
+    """
+
+    num_inducing: int = 512
+    batch_size: int = 1024
+    epochs: int = 20
+    learning_rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
+
+
+class SVGP(ApproximateGP):
+    """A GP with a constant mean, an output scale and learned inducing points.
+
+    Args:
+        kernel: Without an output scale.
+        inducing: Inducing points, ``m x d``.
+    """
+
+    def __init__(self, kernel: Kernel, inducing: Tensor) -> None:
+        distribution = CholeskyVariationalDistribution(inducing.shape[-2])
+        super().__init__(VariationalStrategy(self, inducing, distribution))
+        self.mean_module = ConstantMean()
+        self.covar_module = ScaleKernel(kernel)
+        with torch.no_grad():
+            self.covar_module.outputscale = 1 / kernel(inducing, diag=True).mean()
+
+    def forward(self, x: Tensor) -> MultivariateNormal:
+        """The prior at some inputs.
+
+        Args:
+            x: ``n x d``.
+        """
+        return MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Args:
+        model: The GP.
+        likelihood: Its noise.
+        losses: Negative evidence lower bound for each row, after each step.
+        seconds: Of a step, the median.
+    """
+
+    model: SVGP
+    likelihood: GaussianLikelihood
+    losses: Sequence[float]
+    seconds: float
+
+
+@contextmanager
+def process_group() -> Iterator[tuple[int, int]]:
+    """Rank and number of the processes that ``torchrun`` started; one if it did not."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, 1
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield distributed.get_rank(), distributed.get_world_size()
+    finally:
+        distributed.destroy_process_group()
+
+
+def train(
+    kernel: Kernel,
+    x: Tensor,
+    y: Tensor,
+    config: SVGPConfig,
+    seed: int = 0,
+    on_step: Callable[[float], None] = lambda loss: None,
+) -> Trained:
+    """Maximise the evidence lower bound by Adam; inside :func:`process_group` by all processes.
+
+    Args:
+        kernel: Without an output scale.
+        x: Standardised inputs, ``n x d``, the same in all processes.
+        y: Standardised targets, ``n``.
+        config: How.
+        seed: Of the inducing points and of the mini-batches.
+        on_step: Called with the loss of each step.
+
+    Raises:
+        ValueError: there are fewer rows than a mini-batch or than inducing points, or a mini-batch
+            cannot be shared out evenly.
+    """
+    rank, world = 0, 1
+    if distributed.is_available() and distributed.is_initialized():
+        rank, world = distributed.get_rank(), distributed.get_world_size()
+    if len(y) < max(config.batch_size, config.num_inducing):
+        raise ValueError(
+            f"{len(y)} rows are fewer than a mini-batch of {config.batch_size} or than "
+            f"{config.num_inducing} inducing points."
+        )
+    if config.batch_size % world:
+        raise ValueError(f"A batch of {config.batch_size} is not a multiple of {world} processes.")
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randperm(len(y), generator=generator)[: config.num_inducing]
+    model = SVGP(kernel, x[first]).to(x)
+    likelihood = GaussianLikelihood().to(x)
+    likelihood.noise = 0.1
+    bound = VariationalELBO(likelihood, model, num_data=len(y))
+    parameters = [p for p in bound.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+    losses, seconds = [], []
+    # the first call of a model draws the means at the inducing points
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for batch in _batches(len(y), config, generator):
+            start = time.perf_counter()
+            share = batch[rank::world]
+            optimizer.zero_grad(set_to_none=False)
+            loss = -bound(model(x[share]), y[share])
+            loss.backward()
+            losses.append(_average(parameters, loss.detach(), world))
+            optimizer.step()
+            seconds.append(time.perf_counter() - start)
+            on_step(losses[-1])
+    return Trained(model.eval(), likelihood.eval(), losses, float(torch.tensor(seconds).median()))
+
+
+def _batches(n: int, config: SVGPConfig, generator: torch.Generator) -> Iterator[Tensor]:
+    """Whole mini-batches, in random order."""
+    whole = n // config.batch_size * config.batch_size
+    for _ in range(config.epochs):
+        yield from torch.randperm(n, generator=generator)[:whole].split(config.batch_size)
+
+
+def _average(parameters: Sequence[Tensor], loss: Tensor, world: int) -> float:
+    """Replaces gradients by their mean over processes; the mean loss."""
+    if world == 1:
+        return float(loss)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([parameters_to_vector(gradients), loss.reshape(1)])
+    distributed.all_reduce(flat)
+    flat /= world
+    vector_to_parameters(flat[:-1], gradients)
+    return float(flat[-1])
+
+
+def predict(trained: Trained, x: Tensor, batch_size: int = 4096) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of observations, noise included.
+
+    Args:
+        trained: Of `train`.
+        x: Standardised inputs, ``n x d``.
+        batch_size: Rows at a time.
+    """
+    with torch.no_grad():
+        parts = [trained.likelihood(trained.model(rows)) for rows in x.split(batch_size)]
+    means = torch.cat([part.mean for part in parts])
+    return means, torch.cat([part.variance for part in parts]).sqrt()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train on a split of a data set and print the scores of the test part.
+
+    Args:
+        arguments: Command-line arguments; those of the process if None.
+    """
+    from gp_deq.benchmarks.demo import predictive_metrics
+    from gp_deq.benchmarks.regression import KERNELS
+
+    parser = argparse.ArgumentParser(
+        prog="python -m gp_deq.benchmarks.svgp", description=str(main.__doc__)
+    )
+    parser.add_argument("dataset", help="such as protein, elevators or bike")
+    parser.add_argument("--kernel", default="DEQ-NNGP relu", choices=KERNELS)
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the mini-batches")
+    for name, default in vars(SVGPConfig()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    options = parser.parse_args(arguments)
+    config = SVGPConfig(
+        options.num_inducing, options.batch_size, options.epochs, options.learning_rate
+    )
+    split = train_test_split(load(options.dataset), seed=options.seed)
+    # of the families of depths, the third
+    maker = (KERNELS[options.kernel] * 3)[2]
+    with process_group() as (rank, world):
+        device = _device()
+        trained = train(
+            maker(split.train_x.shape[-1]).double(),
+            split.train_x.to(device),
+            split.train_y.to(device),
+            config,
+            options.seed,
+        )
+        if rank > 0:
+            return
+        _print(trained, split, device, world, predictive_metrics)
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def _print(
+    trained: Trained,
+    split: Split,
+    device: torch.device,
+    world: int,
+    metrics: Callable[..., object],
+) -> None:
+    mean, std = predict(trained, split.test_x.to(device))
+    found = vars(
+        metrics(
+            split.y_mean + split.y_std * mean.cpu(),
+            split.y_std * std.cpu(),
+            split.y_mean + split.y_std * split.test_y,
+        )
+    )
+    print(f"{world} process{'es' * (world > 1)}, {len(trained.losses)} steps")
+    print(f"seconds a step  {trained.seconds:.4f}")
+    print(f"last loss       {trained.losses[-1]:.9f}")
+    for name, value in found.items():
+        print(f"{name:15s} {value:.9g}")
+
+
+if __name__ == "__main__":
+    main()
