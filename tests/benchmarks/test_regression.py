@@ -1,0 +1,161 @@
+"""The regression benchmark, on small parts of the diabetes data."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("botorch")
+pytest.importorskip("joblib")
+pytest.importorskip("pandas")
+pytest.importorskip("typer")
+
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import PredefinedSplit, cross_val_score
+from typer.testing import CliRunner
+
+from gp_deq import cli
+from gp_deq.benchmarks import regression
+from gp_deq.benchmarks.regression import (
+    KERNELS,
+    RegressionConfig,
+    cross_validated_error,
+    fit_by_likelihood,
+    fit_by_ridge,
+    run_regression,
+)
+from gp_deq.benchmarks.report import report
+from gp_deq.datasets import Dataset, load, train_test_split
+
+
+def small(name: str = "diabetes") -> Dataset:
+    data = load(name)
+    return Dataset(name, data.X[:70], data.y[:70], data.feature_names)
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "load", small)
+
+
+def test_cross_validation_is_that_of_refitted_models() -> None:
+    split = train_test_split(small())
+    x, y = split.train_x.numpy(), split.train_y
+    folds = torch.arange(len(y)) % 5
+    expected = -cross_val_score(
+        KernelRidge(alpha=0.3, kernel="laplacian", gamma=0.1),
+        x,
+        y.numpy(),
+        cv=PredefinedSplit(folds.numpy()),
+        scoring="neg_mean_squared_error",
+    )
+    from sklearn.metrics.pairwise import laplacian_kernel
+
+    matrix = torch.as_tensor(laplacian_kernel(x, gamma=0.1))
+    parts = [torch.nonzero(folds == fold).squeeze(-1) for fold in range(5)]
+    sizes = torch.tensor([len(part) for part in parts]).double()
+    mean = float((torch.as_tensor(expected) * sizes).sum() / len(y))
+    assert cross_validated_error(matrix, y, 0.3, parts) == pytest.approx(mean, rel=1e-10)
+
+
+def test_indefinite_matrix_has_infinite_error() -> None:
+    matrix = -torch.eye(10, dtype=torch.float64)
+    parts = torch.arange(10).chunk(5)
+    assert cross_validated_error(matrix, torch.ones(10).double(), 0.5, parts) == math.inf
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_has_as_many_settings_and_predicts(name: str) -> None:
+    split = train_test_split(small())
+    settings = list(regression._settings(KERNELS[name], 10, 4))
+    assert len(settings) == 4
+    assert all(0 <= index < len(KERNELS[name]) for index, _ in settings)
+    torch.manual_seed(0)
+    found = fit_by_ridge(KERNELS[name], split, 2)
+    assert bool(found.mean.isfinite().all()) and bool((found.std > 0).all())
+
+
+def test_ridge_predictions_are_those_of_scikit_learn() -> None:
+    split = train_test_split(small())
+    torch.manual_seed(0)
+    found = fit_by_ridge(KERNELS["RBF"], split, 1)
+    ((_, kernel),) = regression._settings(KERNELS["RBF"], 10, 1)
+    gamma = float(0.5 / kernel.lengthscale.detach().square())
+    errors = []
+    for ridge in regression._RIDGES:
+        model = KernelRidge(alpha=ridge, kernel="rbf", gamma=gamma)
+        mean = model.fit(split.train_x.numpy(), split.train_y.numpy()).predict(split.test_x.numpy())
+        errors.append(float((found.mean - torch.as_tensor(mean)).abs().max()))
+    assert min(errors) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["DEQ-NNGP relu", "I-BNN"])
+def test_likelihood_keeps_the_best_start(name: str) -> None:
+    split = train_test_split(small())
+    torch.manual_seed(0)
+    one = fit_by_likelihood(KERNELS[name], split, 1)
+    assert one.failures == 0 and bool(one.std.isfinite().all())
+    r2 = 1 - (one.mean - split.test_y).square().mean() / split.test_y.square().mean()
+    assert float(r2) > 0
+
+
+def test_all_starts_failing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(regression, "fit_gpytorch_mll", fail)
+    config = RegressionConfig(datasets=("diabetes",), kernels=("RBF",), seeds=1, budget=2)
+    (result,) = run_regression(config)
+    assert result.failures == 2 and math.isnan(result.rmse)
+
+
+def test_same_numbers_again_and_after_a_kill(tmp_path: Path) -> None:
+    config = RegressionConfig(
+        "ridge", ("diabetes",), ("RBF", "DEKer relu", "NNGP", "NTK"), seeds=2, budget=2
+    )
+    path = tmp_path / "runs.csv"
+    results = run_regression(config, path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:4]) + lines[4][:-7], encoding="utf-8", newline="")
+    again = run_regression(config, path)
+
+    def numbers(result: regression.Result) -> tuple[object, ...]:
+        return tuple(value for name, value in vars(result).items() if name != "seconds")
+
+    assert [numbers(result) for result in again] == [numbers(result) for result in results]
+    assert path.read_text(encoding="utf-8").splitlines(keepends=True)[:4] == lines[:4]
+    found = report(results)
+    assert set(found.tables) == {"RMSE", "NLPD", "inside 95 % intervals", "seconds", "mean rank"}
+    assert found.tables["RMSE"]["diabetes"].str.contains(r"\*").sum() == 1
+    assert any("DEKer relu against NTK on diabetes" in note for note in found.notes)
+    found.write(tmp_path / "tables")
+    assert "DEKer relu" in (tmp_path / "tables" / "ridge-rmse.tex").read_text(encoding="utf-8")
+    assert "| NNGP" in (tmp_path / "tables" / "ridge-rmse.md").read_text(encoding="utf-8")
+    assert len(found.draw().axes) == 2
+
+
+def test_command(tmp_path: Path) -> None:
+    arguments = ["benchmark", "regression", "--protocol", "ridge", "--dataset", "diabetes"]
+    arguments += ["--kernel", "RBF", "--kernel", "Matérn-5/2", "--seeds", "1", "--budget", "1"]
+    arguments += ["--jobs", "1", "--output", str(tmp_path / "a.png")]
+    arguments += ["--csv", str(tmp_path / "a.csv"), "--tables", str(tmp_path)]
+    done = CliRunner().invoke(cli.build_app(), arguments)
+    assert done.exit_code == 0, done.output
+    assert "RMSE" in done.output and (tmp_path / "a.png").stat().st_size > 1000
+    wrong = CliRunner().invoke(cli.build_app(), [*arguments, "--kernel", "cubic"])
+    assert wrong.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": "guess"}, "no protocol 'guess'"),
+        ({"kernels": ("cubic",)}, "no kernel 'cubic'"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"datasets": ()}, "at least one data set"),
+    ],
+)
+def test_bad_configuration(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RegressionConfig(**change)  # type: ignore[arg-type]
