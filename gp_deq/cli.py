@@ -691,8 +691,13 @@ def _rank_table(runs: Sequence["Run"]) -> "Table":
 
 def _bo_notes(runs: Sequence["Run"], compared: Sequence["Run"], total: int) -> Iterator[str]:
     if compared:
-        seeds = len({run.seed for run in compared})
-        yield f"Mean ± standard error over {seeds} seeds, paired." if seeds > 1 else "One seed."
+        counts: dict[str, set[int]] = {}
+        for run in compared:
+            counts.setdefault(run.problem, set()).add(run.seed)
+        numbers = sorted({len(seeds) for seeds in counts.values()})
+        between = " to ".join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))
+        seeds = f"{between} seeds of each problem"
+        yield "One seed." if numbers == [1] else f"Mean ± standard error over {seeds}, paired."
     if len(runs) < total:
         yield f"{len(runs)} of {total} runs are done; the same command goes on."
     if len(compared) < len(runs):

@@ -13,11 +13,13 @@ from .fully_bayesian import (
 )
 from .models import DEQSingleTaskGP
 from .pathwise import gen_nystrom_features
+from .strength_prior import StrengthPrior
 
 __all__ = [
     "DEQFullyBayesianSingleTaskGP",
     "DEQPyroModel",
     "DEQSingleTaskGP",
+    "StrengthPrior",
     "fit_fully_bayesian_model_nuts",
     "gen_nystrom_features",
     "get_covar_module",

@@ -17,7 +17,8 @@ from ..activations.link import get_link
 from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
 from ..kernels._base import NeuralKernel
 from ..kernels._weighted import EquilibriumKernel
-from ..kernels.constraints import BelowCritical
+from ..kernels.constraints import AboveCritical, BelowCritical
+from ..kernels.deker_kernel import check_step_size
 from .strength_prior import StrengthPrior
 
 
@@ -31,11 +32,11 @@ class Priors(NamedTuple):
             depend on the dimension, while that of a stationary kernel has to grow like
             :math:`\frac12 \log d`. It is narrow: few observations say little about each input.
         bias_variance: Location and scale of that on the bias variance, which starts at its median.
-            It is wide: all lengthscales together matter only relative to the bias.
-        weight_share: Initial weight variance in units of its critical value; not for DEKer, which
-            starts at half of its strongest feedback anyhow.
-        strength: Concentration of the :class:`StrengthPrior` on the weight variance, or on the
-            regularization of DEKer.
+            It is wide: for homogeneous activations the lengthscales matter only relative to the
+            bias, so that it is their common scale. For others the narrow prior fixes that scale.
+        share: Initial weight variance in units of its critical value; of DEKer, the same share of
+            ``regularization**-2``.
+        strength: Concentration of the :class:`StrengthPrior` on that share.
         outputscale_scale: Scale of the log-normal prior on the output scale, whose median is the
             initial value.
     """
@@ -43,7 +44,7 @@ class Priors(NamedTuple):
     activation: str
     lengthscale: tuple[float, float] = (-1.4, 0.2)
     bias_variance: tuple[float, float] = (1.0, 1.0)
-    weight_share: float = 0.5
+    share: float = 0.5
     strength: float = 2.0
     outputscale_scale: float = 1.0
 
@@ -75,8 +76,9 @@ def get_covar_module(
     It is centred in the cube, has an output scale and starts with a prior variance of one at a
     typical point. Lengthscales, bias variance and output scale have log-normal priors, so that few
     observations of many inputs do not over-fit, and ``weight_variance`` (``regularization`` of
-    "deker") has a Beta prior between zero and its critical value. How these were chosen is on the
-    page "When should I use a DEQ surrogate?" of the documentation.
+    "deker") has a Beta prior between zero and its critical value. The prior of single lengthscales
+    is narrow: an input becomes irrelevant only if many observations say so. How these were chosen
+    is on the page "When should I use a DEQ surrogate?" of the documentation.
 
     Args:
         kernel: "deq-nngp" (default), "deq-ntk" or "deker".
@@ -177,17 +179,24 @@ def base_arguments(
         ),
     }
     if not issubclass(kernel_class, EquilibriumKernel):
-        link = get_link(nonlinearity)
+        link, step_size = get_link(nonlinearity), check_step_size(step_size)
         critical = link.critical_regularization * math.sqrt(step_size / (2 - step_size))
-        if 0 < critical < math.inf:  # the kernel refuses the latter
+        if critical == 0:
+            raise ValueError(f"sigma of {link!r} is constant, so that no input matters.")
+        if critical < math.inf:  # the kernel refuses the others
             arguments["regularization_prior"] = StrengthPrior(priors.strength, critical, power=-2)
+            arguments["regularization_constraint"] = AboveCritical(
+                critical, initial_value=critical * priors.share**-0.5
+            )
         return {"link": link, **arguments}
     activation = get_activation(nonlinearity)
+    if activation.lipschitz == 0:
+        raise ValueError(f"{activation!r} is constant, so that no input matters.")
     critical = activation.critical_weight_variance
     if critical > 0:  # the kernel refuses the others
         arguments["weight_variance_prior"] = StrengthPrior(priors.strength, critical)
         arguments["weight_variance_constraint"] = BelowCritical(
-            critical, initial_value=priors.weight_share * critical
+            critical, initial_value=priors.share * critical
         )
     return {"activation": activation, **arguments}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from copy import deepcopy
+from typing import Any, ClassVar
 
 import torch
 from gpytorch.priors import Prior
@@ -23,21 +24,59 @@ class StrengthPrior(Prior):
     most of its evaluations.
 
     Args:
-        concentration: :math:`a`, above 1 for a density that vanishes at the ends.
-        critical: The critical value of the hyperparameter :math:`\theta`, above 0.
+        concentration: :math:`a`, positive; 1 for a uniform share.
+        critical: The critical value of the hyperparameter :math:`\theta`, positive.
         power: See above; not 0.
+
+    Example:
+        >>> from gp_deq import DEQNNGPKernel
+        >>> from gp_deq.bayesopt import StrengthPrior
+        >>> DEQNNGPKernel("relu", weight_variance_prior=StrengthPrior(2.0, critical=2.0))
+        DEQNNGPKernel(
+          (raw_lengthscale_constraint): AboveRounding(1.000E-04)
+          (raw_bias_variance_constraint): NonNegative(0.000E+00)
+          (raw_weight_variance_constraint): BelowCritical(1.578E-30, 2.000E+00)
+          (weight_variance_prior): StrengthPrior(concentration=2, critical=2, power=1)
+        )
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-    support = constraints.positive
     has_rsample = True
 
     def __init__(self, concentration: float, critical: float, power: float = 1.0) -> None:
         Module.__init__(self)
         Distribution.__init__(self)
+        if not (concentration > 0 and critical > 0 and power != 0):
+            raise ValueError(
+                "A StrengthPrior needs a positive concentration and critical value and a power "
+                f"other than 0, got {concentration}, {critical} and {power}."
+            )
         self.register_buffer("concentration", torch.tensor(float(concentration)))
         self.register_buffer("critical", torch.tensor(float(critical)))
         self.power = power
+
+    def __repr__(self) -> str:
+        return (
+            f"StrengthPrior(concentration={float(self.concentration):g}, "
+            f"critical={float(self.critical):g}, power={self.power:g})"
+        )
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        """The values on that side of the critical one where there is an equilibrium."""
+        if self.power > 0:
+            return constraints.interval(torch.zeros_like(self.critical), self.critical)
+        return constraints.greater_than(self.critical)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StrengthPrior:
+        """The same distribution for each of several independent values.
+
+        Args:
+            batch_shape: Their shape.
+        """
+        expanded = deepcopy(self)
+        expanded._batch_shape = torch.Size(batch_shape)
+        return expanded
 
     def share(self, value: Tensor) -> Tensor:
         """The share of a value of the hyperparameter."""
@@ -52,7 +91,10 @@ class StrengthPrior(Prior):
         """Logarithm of the density of a value of the hyperparameter.
 
         Args:
-            x: Value, on that side of the critical one where there is an equilibrium.
+            x: Value in the :attr:`support`.
+
+        Raises:
+            ValueError: It is not.
         """
         share = self.share(x)
         return self.share_log_prob(share) + (abs(self.power) * share / x).log()
@@ -61,7 +103,7 @@ class StrengthPrior(Prior):
         """Random values of the hyperparameter.
 
         Args:
-            sample_shape: Their shape.
+            sample_shape: Their shape, before that of the distribution.
         """
-        share = Beta(self.concentration, self.concentration).rsample(sample_shape)
-        return self.critical * share ** (1 / self.power)
+        share = Beta(self.concentration, self.concentration)
+        return self.critical * share.rsample(sample_shape + self.batch_shape) ** (1 / self.power)

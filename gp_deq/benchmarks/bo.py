@@ -8,7 +8,7 @@ surrogate, and the failure is recorded; the surrogate "random" does so at every 
 
 Beside the kernels of this package and BoTorch's default run the Matérn kernel with the same
 dimension-scaled prior, a linear kernel, and BoTorch's ``InfiniteWidthBNNKernel`` (I-BNN) twice: as
-it was published, and with the care that the other kernels get.
+it was published, and fitted, centred and with an output scale, but without priors.
 """
 
 import math
@@ -65,15 +65,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "FAILURES",
     "REGRET_FLOOR",
     "SURROGATES",
     "BOConfig",
+    "History",
     "Run",
     "complete",
     "draw",
     "final_table",
     "fit_surrogate",
     "maximize_acquisition",
+    "optimize",
     "rank_table",
     "read_csv",
     "run_bo",
@@ -89,7 +92,7 @@ REGRET_FLOOR = 1e-6
 #: Constants of I-BNN in Li, Rudner and Wilson (2024): weight variance, bias variance, depth.
 _IBNN = 10.0, 1.6, 3
 #: What a numerical failure of a fit or an acquisition raises.
-_FAILURES = (ArithmeticError, RuntimeError, ValueError, BotorchError, ModelFittingError)
+FAILURES = (ArithmeticError, RuntimeError, ValueError, BotorchError, ModelFittingError)
 
 
 def _deq(kernel: str, activation: str | None = None) -> Surrogate:
@@ -129,7 +132,7 @@ def _ibnn() -> InfiniteWidthBNNKernel:
 
 
 def _fitted_ibnn(x: Tensor, y: Tensor) -> SingleTaskGP:
-    """Centred, with an output scale; starts from the published constants and learns them."""
+    """Centred, with an output scale; learned without priors from the published constants."""
     return _centred(_ibnn(), x, y)
 
 
@@ -139,7 +142,7 @@ def _fixed_ibnn(x: Tensor, y: Tensor) -> SingleTaskGP:
 
 
 def _linear(x: Tensor, y: Tensor) -> SingleTaskGP:
-    """One variance for each input, with a prior as wide as that of the lengthscales elsewhere."""
+    """One variance for each input, with a prior as wide as BoTorch's on lengthscales."""
     num_dims = x.shape[-1]
     median = 3 / num_dims
     prior = LogNormalPrior(math.log(median), math.sqrt(3))
@@ -298,23 +301,17 @@ def _scores(run: Run) -> np.ndarray:
     return trace if best is None else -np.log10(np.maximum(best - trace, REGRET_FLOOR))
 
 
-def fit_surrogate(name: str, x: Tensor, y: Tensor) -> SingleTaskGP | ModelListGP:
+def fit_surrogate(make: Surrogate, x: Tensor, y: Tensor) -> SingleTaskGP | ModelListGP:
     """Learn the hyperparameters of a surrogate; several outputs are independent.
 
     Args:
-        name: In `SURROGATES`, other than "random".
+        make: Of `SURROGATES`.
         x: Inputs in the unit cube, ``n x d``.
         y: Values, ``n x m``.
 
     Returns:
         The model.
-
-    Raises:
-        ValueError: the surrogate has no model.
     """
-    make = SURROGATES[name]
-    if make is None:
-        raise ValueError(f"{name} has no model.")
     models = [make(x, column) for column in y.split(1, dim=-1)]
     if len(models) == 1:
         fit_gpytorch_mll(ExactMarginalLogLikelihood(models[0].likelihood, models[0]))
@@ -392,41 +389,71 @@ def _alone(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _optimize(config: BOConfig, name: str, surrogate: str, seed: int) -> Run:
-    """One run, with the budget of ``config``."""
-    problem = make_problem(name, seed)
-    random_seed = zlib.crc32(f"{name}/{seed}".encode())
+@dataclass(frozen=True)
+class History:
+    """What an optimisation evaluated.
+
+    Args:
+        x: Points of the unit cube, the initial ones first.
+        y: Their values.
+        seconds: Of all fits and of all maximisations of the acquisition function.
+        failures: For each step that failed, what failed and the name of its exception.
+    """
+
+    x: Tensor
+    y: Tensor
+    seconds: tuple[float, float]
+    failures: tuple[str, ...]
+
+
+def optimize(problem: Problem, make: Surrogate | None, config: BOConfig, seed: int) -> History:
+    """One optimisation, on one thread.
+
+    Args:
+        problem: The objective.
+        make: Of `SURROGATES`.
+        config: For the budget.
+        seed: Of the initial points and all other random numbers.
+    """
     num_initial = max(5, min(2 * problem.num_dims, 20))
-    sobol = SobolEngine(problem.num_dims, scramble=True, seed=random_seed)
+    sobol = SobolEngine(problem.num_dims, scramble=True, seed=seed)
     points = sobol.draw(num_initial + config.num_steps, dtype=torch.float64)
     seconds = {"fit": 0.0, "acquisition": 0.0}
     failures = []
     x = points[:num_initial]
     y = problem.evaluate(x)
-    with _alone(random_seed):
+    with _alone(seed):
         for fallback in points[num_initial:].split(1):
             candidate = fallback
-            if SURROGATES[surrogate] is not None:
+            if make is not None:
                 stage, start = "fit", time.perf_counter()
                 try:
-                    model = fit_surrogate(surrogate, x, y)
+                    model = fit_surrogate(make, x, y)
                     seconds[stage] += time.perf_counter() - start
                     stage, start = "acquisition", time.perf_counter()
-                    candidate = maximize_acquisition(model, problem, x, y, config, random_seed)
-                except _FAILURES as error:
+                    candidate = maximize_acquisition(model, problem, x, y, config, seed)
+                except FAILURES as error:
                     failures.append(f"{stage}:{type(error).__name__}")
                 seconds[stage] += time.perf_counter() - start
             x = torch.cat([x, candidate])
             y = torch.cat([y, problem.evaluate(candidate)])
+    return History(x, y, (seconds["fit"], seconds["acquisition"]), tuple(failures))
+
+
+def _optimize(config: BOConfig, name: str, surrogate: str, seed: int) -> Run:
+    """One run, with the budget of ``config``."""
+    problem = make_problem(name, seed)
+    history = optimize(
+        problem, SURROGATES[surrogate], config, zlib.crc32(f"{name}/{seed}".encode())
+    )
     return Run(
         name,
         surrogate,
         seed,
         *config.budget,
-        fit_seconds=seconds["fit"],
-        acquisition_seconds=seconds["acquisition"],
-        failures=tuple(failures),
-        trace=_trace(problem, y),
+        *history.seconds,
+        failures=history.failures,
+        trace=_trace(problem, history.y),
     )
 
 
@@ -592,7 +619,7 @@ def draw(runs: Sequence[Run]) -> "Figure":
             evaluations = range(first, first + scores.shape[1])
             bands.append(Band(surrogate, list(evaluations), *curves.tolist()))
         label = "best value" if problem.num_outputs == 1 else "hypervolume"
-        panels.append(Panel(name, "simple regret" if regret else label, bands, log=regret))
-    seeds = len({run.seed for run in runs})
-    title = "Bayesian optimisation" + (f": mean and 95 % interval of {seeds} seeds" * (seeds > 1))
-    return panels_figure(panels, "evaluations", title)
+        seeds = f"{len(group)} seed{'s' * (len(group) > 1)}"
+        label = "simple regret" if regret else label
+        panels.append(Panel(f"{name}, {seeds}", label, bands, log=regret))
+    return panels_figure(panels, "evaluations", "Bayesian optimisation: mean and 95 % interval")

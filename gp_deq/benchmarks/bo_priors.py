@@ -4,7 +4,9 @@ For every training problem (`gp_deq.benchmarks.problems.TRAINING`, none of them 
 the models are fitted to data as they come up in Bayesian optimisation, half of them spread over the
 cube and half close to the best of these, and judged by the negative log predictive density of
 held-out points of both kinds. A fit that explains less than 5 % of their variance, where another
-model explains more than 30 %, counts as collapsed.
+model explains more than 30 %, counts as collapsed; the evaluations of the likelihood that it takes
+are counted too. With ``--optimize`` the models optimise the problems instead, and are judged by the
+best value.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
 from gp_deq.bayesopt.covar_modules import KERNELS, Priors, build
-from gp_deq.benchmarks.problems import TRAINING, Problem, make_problem
+from gp_deq.benchmarks.bo import FAILURES, BOConfig, optimize
+from gp_deq.benchmarks.problems import BENCHMARK, TRAINING, Problem, make_problem
 
 try:
     import pandas as pd
-    from botorch.exceptions.errors import ModelFittingError
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
     from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
@@ -38,7 +40,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["CANDIDATES", "compare", "summarize", "training_data"]
+__all__ = ["CANDIDATES", "compare", "compare_optimization", "summarize", "training_data"]
 
 
 def _log_normal(mode: float, scale: float) -> tuple[float, float]:
@@ -58,8 +60,8 @@ def _candidates() -> dict[str, tuple[str, Priors] | None]:
         ", bias 1": {"bias_variance": (0.0, 1.0)},
         ", bias ± 0.1": {"bias_variance": (1.0, 0.1)},
         ", bias ± 2": {"bias_variance": (1.0, 2.0)},
-        ", weight 0.1": {"weight_share": 0.1},
-        ", weight 0.9": {"weight_share": 0.9},
+        ", weight 0.1": {"share": 0.1},
+        ", weight 0.9": {"share": 0.9},
         ", weight uniform": {"strength": 1.0},
         ", output ± 0.3": {"outputscale_scale": 0.3},
         ", output ± 2": {"outputscale_scale": 2.0},
@@ -68,13 +70,14 @@ def _candidates() -> dict[str, tuple[str, Priors] | None]:
         ("deq-nngp", "relu"),
         ("deq-nngp", "erf"),
         ("deq-ntk", "relu"),
+        ("deq-ntk", "erf"),
         ("deker", "relu"),
+        ("deker", "tanh"),
     ):
         default = KERNELS[kernel][1]._replace(activation=activation)
         for change, values in changes.items():
-            if kernel != "deker" or "weight_share" not in values:
-                name = f"{kernel} {activation}{change}"
-                result[name] = kernel, default._replace(**values)
+            name = f"{kernel} {activation}{change}"
+            result[name] = kernel, default._replace(**values)
     return result
 
 
@@ -126,13 +129,15 @@ def _fit(name: str, problem_name: str, n: int, seed: int) -> dict[str, object]:
     problem = make_problem(problem_name, seed)
     x, y, test_x, test_y = training_data(problem, n, seed)
     model = SingleTaskGP(x, y, covar_module=_kernel(name, x.shape[-1]), outcome_transform=None)
+    mll, evaluations = ExactMarginalLogLikelihood(model.likelihood, model), [0]
+    mll.register_forward_hook(lambda *_: evaluations.__setitem__(0, evaluations[0] + 1))
     start = time.perf_counter()
     failed = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-        except ModelFittingError:
+            fit_gpytorch_mll(mll)
+        except FAILURES:
             failed = True
     seconds = time.perf_counter() - start
     model.eval()
@@ -150,6 +155,7 @@ def _fit(name: str, problem_name: str, n: int, seed: int) -> dict[str, object]:
         "r2": 1 - (residual.square().sum() / (test_y - test_y.mean()).square().sum()).item(),
         "noise": model.likelihood.noise.item(),
         "seconds": seconds,
+        "evaluations": evaluations[0],
         "failed": failed,
     }
 
@@ -196,11 +202,55 @@ def summarize(fits: DataFrame) -> DataFrame:
     fits["collapsed"] = (fits.r2 < 0.05) & (best > 0.3)
     fits["excess"] = (fits.nlpd - fits.groupby(data).nlpd.transform("median")).clip(-2, 2)
     fits["rank"] = fits.groupby(data).nlpd.rank()
-    columns = ["excess", "rank", "r2", "collapsed", "failed", "seconds"]
+    columns = ["excess", "rank", "r2", "collapsed", "failed", "seconds", "evaluations"]
     table = fits.groupby("model")[columns].agg(
-        {c: "median" if c in ("r2", "seconds") else "mean" for c in columns}
+        {c: "median" if c in ("r2", "seconds", "evaluations") else "mean" for c in columns}
     )
     return table.sort_values("excess")
+
+
+def _best(name: str, problem_name: str, config: BOConfig, seed: int) -> dict[str, object]:
+    def make(x: Tensor, y: Tensor) -> SingleTaskGP:
+        return SingleTaskGP(x, y, covar_module=_kernel(name, x.shape[-1]))
+
+    history = optimize(make_problem(problem_name, seed), make, config, seed)
+    return {
+        "model": name,
+        "problem": problem_name,
+        "seed": seed,
+        "best": history.y.max().item(),
+        "seconds": sum(history.seconds) / config.num_steps,
+        "failures": len(history.failures),
+    }
+
+
+def compare_optimization(
+    names: Sequence[str], problems: Sequence[str], num_steps: int, num_seeds: int, jobs: int = -1
+) -> DataFrame:
+    """Optimises every problem with every model, from the same initial points.
+
+    Args:
+        names: Of `CANDIDATES`.
+        problems: Of `TRAINING`.
+        num_steps: Number of evaluations after the initial points.
+        num_seeds: Number of repetitions.
+        jobs: Processes, as in joblib.
+
+    Returns:
+        Means for each model, best first: the rank of its best value among the models on the same
+        problem and seed, the seconds of a step, and the number of failed steps.
+    """
+    config = BOConfig(num_steps=num_steps)
+    tasks = [
+        delayed(_best)(name, problem, config, seed)
+        for seed in range(num_seeds)
+        for problem in problems
+        for name in names
+    ]
+    rows = Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
+    runs = pd.DataFrame(list(track(rows, "runs", total=len(tasks))))
+    runs["rank"] = runs.groupby(["problem", "seed"]).best.rank(ascending=False)
+    return runs.groupby("model")[["rank", "seconds", "failures"]].mean().sort_values("rank")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -211,18 +261,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seeds", type=int, default=2, help="data sets for each problem and size")
-    parser.add_argument("--models", nargs="*", default=list(CANDIDATES), help="names to compare")
     parser.add_argument(
-        "--problems", nargs="*", default=list(TRAINING), help="those of the benchmark, to check"
+        "--models", nargs="*", default=list(CANDIDATES), choices=CANDIDATES, metavar="MODEL"
     )
+    problems = [
+        name for name in {**TRAINING, **BENCHMARK} if make_problem(name, 0).num_outputs == 1
+    ]
+    parser.add_argument(
+        "--problems",
+        nargs="*",
+        default=list(TRAINING),
+        choices=problems,
+        metavar="PROBLEM",
+        help="those of the benchmark, to check",
+    )
+    parser.add_argument("--optimize", type=int, metavar="STEPS", help="optimise the problems")
     parser.add_argument("--jobs", type=int, default=-1, help="processes")
     parser.add_argument("--csv", help="file for the fits")
     options = parser.parse_args(arguments)
-    fits = compare(options.models, options.problems, num_seeds=options.seeds, jobs=options.jobs)
-    if options.csv:
-        fits.to_csv(options.csv, index=False)
+    names, problems, seeds, jobs = options.models, options.problems, options.seeds, options.jobs
+    if options.optimize:
+        table = compare_optimization(names, problems, options.optimize, seeds, jobs)
+    else:
+        fits = compare(names, problems, num_seeds=seeds, jobs=jobs)
+        if options.csv:
+            fits.to_csv(options.csv, index=False)
+        table = summarize(fits)
     with pd.option_context("display.width", 160, "display.max_rows", None):
-        print(summarize(fits).round(3))
+        print(table.round(3))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,13 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from gp_deq.benchmarks.bo import BOConfig, fit_surrogate, maximize_acquisition
+from gp_deq.benchmarks.bo import (
+    SURROGATES,
+    BOConfig,
+    Surrogate,
+    fit_surrogate,
+    maximize_acquisition,
+)
 from gp_deq.benchmarks.problems import Problem, make_problem
 from gp_deq.benchmarks.speed import conditions, interleaved_times
 
@@ -24,14 +30,20 @@ DEFAULT = "BoTorch default"
 _SURROGATES = ("DEQ-NNGP", "DEQ-NNGP erf", "DEKer", DEFAULT)
 
 
+def _make(name: str) -> Surrogate:
+    make = SURROGATES[name]
+    assert make is not None
+    return make
+
+
 def _fit(name: str, x: Tensor, y: Tensor) -> None:
     torch.manual_seed(0)
-    fit_surrogate(name, x, y)
+    fit_surrogate(_make(name), x, y)
 
 
 def _step(name: str, problem: Problem, x: Tensor, y: Tensor) -> None:
     torch.manual_seed(0)
-    model = fit_surrogate(name, x, y)
+    model = fit_surrogate(_make(name), x, y)
     maximize_acquisition(model, problem, x, y, BOConfig())
 
 

@@ -147,7 +147,7 @@ class DEKerKernel(NeuralKernel):
         self.link = get_link(link)
         self.features = self._check_features(features)
         self.num_steps = _check_num_steps(num_steps)
-        self.step_size = _check_step_size(step_size)
+        self.step_size = check_step_size(step_size)
         if coincident not in COINCIDENT:
             raise ValueError(
                 f"coincident must be one of {', '.join(map(repr, COINCIDENT))}, got {coincident!r}."
@@ -468,7 +468,15 @@ def _check_num_steps(num_steps: int | None) -> int | None:
     return num_steps
 
 
-def _check_step_size(step_size: float) -> float:
+def check_step_size(step_size: float) -> float:
+    """The step size of the updates as a float.
+
+    Args:
+        step_size: A number.
+
+    Raises:
+        ValueError: It is not between 0 and 2.
+    """
     try:
         value = float(step_size)
     except (TypeError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 
 import pytest
@@ -12,6 +13,7 @@ from gpytorch.kernels import ScaleKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Size
 
+from gp_deq.activations import ExponentialFamilyLink
 from gp_deq.bayesopt import get_covar_module
 from gp_deq.bayesopt.covar_modules import KERNELS
 from gp_deq.benchmarks.bo_priors import CANDIDATES, compare, summarize, training_data
@@ -51,6 +53,37 @@ def test_initial_values_are_the_modes_and_medians_of_the_priors(
         )
     mode = priors["base_kernel.lengthscale_prior"].mode
     torch.testing.assert_close(base.lengthscale, base.lengthscale * 0 + mode, rtol=1e-6, atol=0.0)
+
+
+@every_kernel
+def test_priors_are_those_of_the_documentation(kernel: str, activation: str) -> None:
+    module = get_covar_module(kernel, 3, activation=activation).double()
+    base = module.base_kernel
+    strength = base.regularization_prior if kernel == "deker" else base.weight_variance_prior
+    for prior, loc, scale in (
+        (base.lengthscale_prior, -1.4, 0.2),
+        (base.bias_variance_prior, 1.0, 1.0),
+        (module.outputscale_prior, module.outputscale.item(), 1.0),
+    ):
+        expected = math.log(loc) if prior is module.outputscale_prior else loc
+        assert float(prior.loc) == pytest.approx(expected, abs=1e-6)
+        assert float(prior.scale) == pytest.approx(scale)
+    value = base.regularization if kernel == "deker" else base.weight_variance
+    assert float(strength.concentration) == 2
+    assert strength.share(value).item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_strength_starts_at_half_for_any_link() -> None:
+    base = get_covar_module("deker", activation="logistic").base_kernel
+    assert base.regularization_prior.share(base.regularization).item() == pytest.approx(0.5)
+
+
+def test_constant_functions_are_refused() -> None:
+    with pytest.raises(ValueError, match="constant"):
+        get_covar_module(activation=lambda x: 0 * x + 1.0)
+    constant = ExponentialFamilyLink(lambda x: 0 * x + 0.5, torch.ones_like)
+    with pytest.raises(ValueError, match="constant"):
+        get_covar_module("deker", activation=constant)
 
 
 def test_dimension_leaves_the_prior_correlation_alone() -> None:

@@ -29,7 +29,13 @@ from gp_deq.bayesopt import (
 
 pyro = pytest.importorskip("pyro")
 
-KERNELS = [("deq-nngp", "erf"), ("deq-nngp", "relu"), ("deq-ntk", "erf"), ("deker", "relu")]
+KERNELS = [
+    ("deq-nngp", "erf"),
+    ("deq-nngp", "relu"),
+    ("deq-ntk", "erf"),
+    ("deq-ntk", "relu"),
+    ("deker", "relu"),
+]
 every_kernel = pytest.mark.parametrize("kernel, activation", KERNELS)
 BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
 STRENGTH = {"deq-nngp": "weight_variance", "deq-ntk": "weight_variance", "deker": "regularization"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 
@@ -33,9 +34,17 @@ from gpytorch.mlls import (
 from packaging.version import Version
 from torch import Tensor
 
+from gp_deq import DEQNNGPKernel
 from gp_deq.bayesopt import DEQSingleTaskGP, get_covar_module
+from gp_deq.bayesopt.covar_modules import Priors, build
 
-KERNELS = [("deq-nngp", "erf"), ("deq-nngp", "relu"), ("deq-ntk", "erf"), ("deker", "relu")]
+KERNELS = [
+    ("deq-nngp", "erf"),
+    ("deq-nngp", "relu"),
+    ("deq-ntk", "erf"),
+    ("deq-ntk", "relu"),
+    ("deker", "relu"),
+]
 every_kernel = pytest.mark.parametrize("kernel, activation", KERNELS)
 BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
 
@@ -415,7 +424,7 @@ def test_multi_task_gp(kernel: str, activation: str) -> None:
         kernel, ard_num_dims=2, active_dims=[0, 1], activation=activation
     )
     model = MultiTaskGP(torch.cat((x, task), -1), y, task_feature=-1, covar_module=covar_module)
-    mean, _ = moments(fitted(model, 25), test)
+    mean, _ = moments(fitted(model, 100), test)
     assert mean.shape == (40, 2)
     assert (mean[:, :1] - target(test)).square().mean() / target(test).var() < 0.3
 
@@ -486,15 +495,44 @@ def test_other_bad_arguments() -> None:
 
 
 @every_kernel
-def test_priors_can_be_sampled(kernel: str, activation: str) -> None:
-    """As BoTorch does when it tries a fit again; some samples lie below a bound."""
+@pytest.mark.parametrize("num_outputs", [1, 2])
+def test_priors_can_be_sampled(kernel: str, activation: str, num_outputs: int) -> None:
+    """As BoTorch does when it tries a fit again, and as GPyTorch does for Pyro."""
     x = inputs(5, 100)
-    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation)
+    y = outcomes(x)[:, :num_outputs]
+    model = DEQSingleTaskGP(x, y, kernel=kernel, activation=activation)
     lengthscale = model.covar_module.base_kernel.lengthscale.detach().clone()
-    for _ in range(20):
+    for _ in range(5):
         sample_all_priors(model)
     assert not torch.equal(model.covar_module.base_kernel.lengthscale, lengthscale)
-    assert moments(model, x)[0].shape == (5, 1)
+    assert moments(model, x)[0].shape == (5, num_outputs)
+
+
+@every_kernel
+def test_samples_of_gpytorch_for_pyro(kernel: str, activation: str) -> None:
+    pytest.importorskip("pyro")
+    x = inputs(5, 2)
+    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation)
+    sampled = model.pyro_sample_from_prior()
+    name = "regularization" if kernel == "deker" else "weight_variance"
+    before, after = (getattr(m.covar_module.base_kernel, name) for m in (model, sampled))
+    assert before.shape == after.shape and not torch.equal(before, after)
+
+
+def test_sampling_priors_goes_on_where_a_sample_lies_out_of_bounds() -> None:
+    """BoTorch samples again after a RuntimeError that says so."""
+    low = Priors("relu", lengthscale=(math.log(0.04), 0.5))  # one in six is below the bound, 0.025
+    model = SingleTaskGP(
+        inputs(5, 3),
+        target(inputs(5, 3)),
+        covar_module=build(DEQNNGPKernel, low, ard_num_dims=3),
+    )
+    base = model.covar_module.base_kernel
+    with pytest.raises(RuntimeError, match="out of bounds of its current constraints"):
+        base.lengthscale = 1e-3
+    for _ in range(10):
+        sample_all_priors(model)
+        assert bool((base.lengthscale >= 2.5e-2).all())
 
 
 @pytest.mark.skipif(
