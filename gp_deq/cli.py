@@ -378,10 +378,13 @@ def build_app() -> "typer.Typer":
         kernel: Annotated[
             list[str] | None, typer.Option(help="May be repeated.  [default: all]")
         ] = None,
-        seeds: Annotated[int, typer.Option(help="Number of splits of each data set.")] = 5,
+        seeds: Annotated[
+            int | None,
+            typer.Option(help="Number of splits of each data set.  [default: 5; ridge: 20]"),
+        ] = None,
         budget: Annotated[
             int | None,
-            typer.Option(help="Starts or settings for each kernel.  [default: 2 or 24]"),
+            typer.Option(help="Starts or settings for each kernel.  [default: 2; ridge: 24]"),
         ] = None,
         minutes: Annotated[
             float, typer.Option(min=0, help="Start no run later; call again to go on.")
@@ -404,14 +407,14 @@ def build_app() -> "typer.Typer":
 
             _check_writable(output)
             _check_writable(csv)
-            default = {_Protocol.LIKELIHOOD: 2, _Protocol.RIDGE: 24}[protocol]
+            default = {_Protocol.LIKELIHOOD: (5, 2), _Protocol.RIDGE: (20, 24)}[protocol]
             try:
                 config = RegressionConfig(
                     protocol.value,
                     tuple(dict.fromkeys(dataset or DATASETS)),
                     tuple(dict.fromkeys(kernel or KERNELS)),
-                    seeds,
-                    default if budget is None else budget,
+                    default[0] if seeds is None else seeds,
+                    default[1] if budget is None else budget,
                 )
                 with _joblib(backend, jobs), _progress(console, len(config.keys)) as advance:
                     results = run_regression(config, csv, minutes, advance)

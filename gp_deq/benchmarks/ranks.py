@@ -1,7 +1,8 @@
 """Tables of scores, and what they prove: mean ranks, Friedman's, Nemenyi's and Wilcoxon's tests.
 
 The blocks of the tests are data sets (Demsar 2006, "Statistical comparisons of classifiers over
-multiple data sets"): splits of one data set overlap, so they are averaged first.
+multiple data sets"): splits of one data set overlap, so scores are averaged over them first. A
+kernel that failed on a split has no score on that data set, and ranks last there.
 """
 
 from __future__ import annotations
@@ -76,23 +77,23 @@ def score_table(results: pd.DataFrame, score: str) -> pd.DataFrame:
         A row for each kernel; under "mean" and "sem" a column for each data set.
     """
     groups = results.groupby(["kernel", "dataset"], sort=False)[score]
-    return groups.agg(["mean", "sem"]).unstack("dataset")
+    mean = groups.apply(lambda values: values.mean(skipna=False))
+    sem = groups.apply(lambda values: values.sem(skipna=False))
+    return pd.DataFrame({"mean": mean, "sem": sem}).unstack("dataset")
 
 
 def rank(results: pd.DataFrame, score: str) -> Ranking:
-    """Rank the kernels on each split, average over the splits of a data set, then over data sets.
+    """Rank the kernels by their mean scores on each data set, and average over data sets.
 
     Args:
         results: Of `complete`.
-        score: Name of a column of which less is better; NaN ranks last.
+        score: Name of a column of which less is better.
 
     Returns:
         The ranks and the tests.
     """
-    scores = results.pivot_table(
-        index=["dataset", "seed"], columns="kernel", values=score, sort=False, dropna=False
-    )
-    blocks = scores.rank(axis=1, na_option="bottom").groupby("dataset", sort=False).mean()
+    means = score_table(results, score)["mean"].T
+    blocks = means.rank(axis=1, na_option="bottom")
     num_blocks, num_methods = blocks.shape
     friedman = math.nan
     if num_methods > 2 and num_blocks > 1:
@@ -113,9 +114,9 @@ def paired_tests(
 ) -> pd.DataFrame:
     """One method against others, on each data set over its splits.
 
-    The p-values are those of Wilcoxon's signed-rank test, two-sided, after Holm's correction for
-    all rows. Splits of one data set share most of their rows, so that they are too small: a large
-    one proves that there is no evidence, a small one not that there is.
+    A failure is a loss. The p-values are those of Wilcoxon's signed-rank test, two-sided, after
+    Holm's correction for all rows. Splits of one data set share most of their rows, which makes
+    p-values too small: a large one shows that there is no evidence, a small one not that there is.
 
     Args:
         results: Of `complete`.
@@ -131,6 +132,7 @@ def paired_tests(
     rows = []
     for dataset, group in results.groupby("dataset", sort=False):
         scores = group.pivot(index="seed", columns="kernel", values=score)
+        scores = scores.fillna(10 * scores.abs().max().max())
         for other in others:
             change = scores[method] - scores[other]
             p = stats.wilcoxon(change).pvalue if bool((change != 0).any()) else 1.0

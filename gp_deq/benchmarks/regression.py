@@ -4,16 +4,20 @@ Every run takes one data set, one kernel and one random 80/20 split, standardise
 part, and scores the predictions of the test part. There are two protocols.
 
 ``likelihood``: an exact GP with one lengthscale for each input and learned noise, fitted by
-marginal likelihood. Every kernel starts from its defaults, and as often again from its defaults
-plus a standard normal draw on each unconstrained parameter; the largest marginal likelihood wins.
+marginal likelihood. Every kernel starts from its defaults, lengthscales in the same units for all,
+and as often again from there plus a standard normal draw on each unconstrained parameter; the
+largest marginal likelihood wins. A trial step with an indefinite matrix ends a fit where it is,
+whatever the kernel.
 
 ``ridge``: kernel ridge regression with one lengthscale, chosen by five-fold cross-validation on the
 training part. Every kernel has the same number of settings, the points of a Sobol sequence in a box
 of its hyperparameters, and each setting the same ridges. The intervals of its predictions have the
 width of the cross-validated error.
 
-Kernels of finite depth are families: their depth is chosen like a hyperparameter, on the training
-part.
+NNGP and NTK are families whose depth is chosen like a hyperparameter, on the training part: by
+likelihood every depth has as many starts as another kernel, by ridge all depths share the settings
+of one. Beside them stand both at depth 3, with settings of their own. I-BNN is BoTorch's kernel of
+depth 3, which has no lengthscales.
 """
 
 import math
@@ -32,12 +36,13 @@ from torch.quasirandom import SobolEngine
 from gp_deq.benchmarks.runs import Row, RunFile, run_missing
 from gp_deq.datasets import Split, load, train_test_split
 from gp_deq.kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
+from gp_deq.kernels.constraints import AboveRounding
 
 try:
-    from botorch.exceptions.errors import ModelFittingError
-    from botorch.fit import fit_gpytorch_mll
     from botorch.models.kernels import InfiniteWidthBNNKernel
+    from botorch.optim.fit import fit_gpytorch_mll_scipy
 
+    from gp_deq.benchmarks.bo import FAILURES
     from gp_deq.benchmarks.demo import Metrics, make_model, predictive_metrics
 except ImportError as error:
     raise ImportError(
@@ -71,20 +76,23 @@ KERNELS: Mapping[str, tuple[Maker, ...]] = {
     "DEQ-NTK erf": (lambda dims: DEQNTKKernel(activation="erf", ard_num_dims=dims),),
     "NNGP": _depths(NNGPKernel),
     "NTK": _depths(NTKKernel),
-    "RBF": (lambda dims: RBFKernel(ard_num_dims=dims),),
-    "Matérn-5/2": (lambda dims: MaternKernel(2.5, ard_num_dims=dims),),
+    "NNGP, depth 3": _depths(NNGPKernel)[2:3],
+    "NTK, depth 3": _depths(NTKKernel)[2:3],
+    "RBF": (lambda dims: RBFKernel(ard_num_dims=dims, lengthscale_constraint=AboveRounding()),),
+    "Matérn-5/2": (
+        lambda dims: MaternKernel(2.5, ard_num_dims=dims, lengthscale_constraint=AboveRounding()),
+    ),
     "I-BNN": (lambda dims: InfiniteWidthBNNKernel(depth=3),),
 }
 
 #: The data sets of the paper.
 DATASETS = ("diabetes", "yacht", "energy-heating", "energy-cooling", "concrete", "wine")
 PROTOCOLS = ("likelihood", "ridge")
-#: Ridges in units of the mean variance of the training inputs.
-_RIDGES = tuple(10.0 ** (power / 2) for power in range(-8, 1))
+#: Ridges in units of the variance of the kernel about its mean over the training inputs.
+_RIDGES = tuple(10.0**power for power in range(-8, 1))
 _FOLDS = 5
 _TEST_FRACTION = 0.2
 _MAX_ITERATIONS = 200
-_FAILURES = (ArithmeticError, RuntimeError, ValueError, ModelFittingError)
 
 
 @dataclass(frozen=True)
@@ -100,9 +108,10 @@ class Result(Row):
         rmse: Root mean squared error of the test targets, in their units; NaN if all starts failed.
         nlpd: Mean negative log predictive density of the test targets, in nats.
         coverage: Share of the test targets inside their central 95 % intervals.
-        seconds: Of the fit.
-        failures: Number of starts that failed numerically.
+        seconds: Of the fit, the choice and the predictions.
+        failures: Number of starts, or of settings and ridges, that failed numerically.
         chosen: Index of the maker chosen; for a family of depths, the depth less one.
+        ridge: The ridge chosen, in the units of `_RIDGES`; 0 for ``likelihood``.
     """
 
     protocol: str
@@ -116,6 +125,7 @@ class Result(Row):
     seconds: float
     failures: int
     chosen: int
+    ridge: float
 
     keys = ("protocol", "dataset", "kernel", "seed", "budget")
 
@@ -222,6 +232,7 @@ def _run(protocol: str, dataset: str, kernel: str, seed: int, budget: int) -> Re
         seconds,
         predictions.failures,
         predictions.chosen,
+        predictions.ridge,
     )
 
 
@@ -233,17 +244,27 @@ class Predictions:
         mean: Means, ``n``.
         std: Standard deviations, noise included, ``n``.
         chosen: Index of the maker chosen.
-        failures: Number of starts that failed.
+        ridge: The ridge chosen.
+        failures: Number of starts, or of settings and ridges, that failed.
     """
 
     mean: Tensor
     std: Tensor
-    chosen: int
+    chosen: int = 0
+    ridge: float = 0.0
     failures: int = 0
+
+    @classmethod
+    def none(cls, split: Split) -> "Predictions":
+        """NaN, where nothing could be fitted."""
+        nan = torch.full_like(split.test_y, math.nan)
+        return cls(nan, nan)
 
 
 def _score(predictions: Predictions, split: Split) -> Metrics:
     """In the units of the target."""
+    if bool(predictions.mean.isnan().any()):
+        return Metrics(math.nan, math.nan, math.nan, math.nan)
     return predictive_metrics(
         split.y_mean + split.y_std * predictions.mean,
         split.y_std * predictions.std,
@@ -262,18 +283,15 @@ def fit_by_likelihood(makers: Sequence[Maker], split: Split, starts: int) -> Pre
     Returns:
         The predictions; NaN if every start failed.
     """
-    nan = torch.full_like(split.test_y, math.nan)
-    best, result, failures = -math.inf, Predictions(nan, nan, 0), 0
+    best, result, failures = -math.inf, Predictions.none(split), 0
     for index, maker in enumerate(makers):
         for start in range(starts):
-            kernel = maker(split.train_x.shape[-1]).to(split.train_x)
-            if start > 0:
-                _perturb(kernel)
+            kernel = _start(maker, split, perturb=start > 0)
             try:
                 value, mean, std = _learn(kernel, split)
-            except _FAILURES:
-                failures += 1
-                continue
+            except FAILURES:
+                value = math.nan
+            failures += math.isnan(value)
             if value > best:
                 best, result = value, Predictions(mean, std, index)
     return replace(result, failures=failures)
@@ -282,9 +300,8 @@ def fit_by_likelihood(makers: Sequence[Maker], split: Split, starts: int) -> Pre
 def _learn(kernel: Kernel, split: Split) -> tuple[float, Tensor, Tensor]:
     """Marginal likelihood at its maximum, means and standard deviations of the test targets."""
     mll = make_model(kernel, split.train_x, split.train_y)
-    fit_gpytorch_mll(
-        mll, optimizer_kwargs={"options": {"maxiter": _MAX_ITERATIONS}}, max_attempts=1
-    )
+    # not fit_gpytorch_mll, which discards a fit that ended in a line search
+    fit_gpytorch_mll_scipy(mll, options={"maxiter": _MAX_ITERATIONS})
     with torch.no_grad():
         mll.train()
         value = float(mll(mll.model(*mll.model.train_inputs), split.train_y))
@@ -293,10 +310,21 @@ def _learn(kernel: Kernel, split: Split) -> tuple[float, Tensor, Tensor]:
         return value, prediction.mean, prediction.variance.sqrt()
 
 
-def _perturb(kernel: Kernel) -> None:
-    with torch.no_grad():
-        for parameter in kernel.parameters():
-            parameter.add_(torch.randn_like(parameter))
+def _start(maker: Maker, split: Split, perturb: bool) -> Kernel:
+    num_dims = split.train_x.shape[-1]
+    kernel = maker(num_dims).to(split.train_x)
+    if isinstance(kernel, RBFKernel | MaternKernel):
+        kernel.lengthscale = kernel.lengthscale.detach() * _unit(kernel, num_dims)
+    if perturb:
+        with torch.no_grad():
+            for parameter in kernel.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    return kernel
+
+
+def _unit(kernel: Kernel, num_dims: int) -> float:
+    """A lengthscale of one: the kernels of this package divide squared distances by ``d``."""
+    return math.sqrt(num_dims) if isinstance(kernel, RBFKernel | MaternKernel) else 1.0
 
 
 def fit_by_ridge(makers: Sequence[Maker], split: Split, settings: int) -> Predictions:
@@ -308,28 +336,33 @@ def fit_by_ridge(makers: Sequence[Maker], split: Split, settings: int) -> Predic
         settings: Number of settings, all makers together.
 
     Returns:
-        The predictions, their standard deviation that of the cross-validated errors.
+        The predictions, their standard deviation that of the cross-validated errors; NaN if every
+        setting failed.
     """
     x, y = split.train_x, split.train_y
     folds = torch.randperm(len(y)).chunk(_FOLDS)
-    best, chosen = math.inf, (0, makers[0](None), _RIDGES[0])
+    best, result, failures = math.inf, Predictions.none(split), 0
     for index, kernel in _settings(makers, x.shape[-1], settings):
         kernel = kernel.to(x)
         with torch.no_grad():
             matrix = kernel(x).to_dense()
-        scale = float(matrix.diagonal().mean())
+        scale = float(matrix.diagonal().mean() - matrix.mean())
         for ridge in _RIDGES:
             error = cross_validated_error(matrix, y, ridge * scale, folds)
+            failures += math.isinf(error)
             if error < best:
-                best, chosen = error, (index, kernel, ridge * scale)
-    index, kernel, ridge = chosen
+                mean = _ridge_mean(kernel, matrix, split, ridge * scale)
+                std = torch.full_like(mean, math.sqrt(error))
+                best, result = error, Predictions(mean, std, index, ridge)
+    return replace(result, failures=failures)
+
+
+def _ridge_mean(kernel: Kernel, matrix: Tensor, split: Split, ridge: float) -> Tensor:
+    regularized = matrix.clone()
+    regularized.diagonal().add_(ridge)
+    weights = torch.cholesky_solve(split.train_y.unsqueeze(-1), torch.linalg.cholesky(regularized))
     with torch.no_grad():
-        matrix = kernel(x).to_dense()
-        matrix.diagonal().add_(ridge)
-        factor = torch.linalg.cholesky(matrix)
-        weights = torch.cholesky_solve(y.unsqueeze(-1), factor)
-        mean = (kernel(split.test_x, x).to_dense() @ weights).squeeze(-1)
-    return Predictions(mean, torch.full_like(mean, math.sqrt(best)), index)
+        return (kernel(split.test_x, split.train_x).to_dense() @ weights).squeeze(-1)
 
 
 def cross_validated_error(
@@ -383,9 +416,7 @@ def _between(low: float, high: float, coordinate: float) -> float:
 
 
 def _lengthscale(kernel: Kernel, num_dims: int, coordinate: float) -> float:
-    """The kernels of this package divide squared distances by the number of inputs."""
-    stationary = isinstance(kernel, RBFKernel | MaternKernel)
-    return _between(0.25, 8.0, coordinate) * (math.sqrt(num_dims) if stationary else 1.0)
+    return _between(0.25, 8.0, coordinate) * _unit(kernel, num_dims)
 
 
 def _weight_variance(kernel: Kernel, num_dims: int, coordinate: float) -> float:

@@ -1,5 +1,6 @@
 """The regression benchmark, on small parts of the diabetes data."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -65,6 +66,23 @@ def test_indefinite_matrix_has_infinite_error() -> None:
     assert cross_validated_error(matrix, torch.ones(10).double(), 0.5, parts) == math.inf
 
 
+def test_cross_validation_is_exact_at_the_smallest_ridge() -> None:
+    """Condition number up to n / ridge, 6e9: six digits are left of the inverse."""
+    split = train_test_split(small())
+    x, y = split.train_x, split.train_y
+    matrix = (-torch.cdist(x, x).square() / 200).exp()
+    parts = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).chunk(5)
+    ridge, squares = regression._RIDGES[0], 0.0
+    for part in parts:
+        rest = torch.tensor([i for i in range(len(y)) if i not in set(part.tolist())])
+        gram = matrix[rest][:, rest] + ridge * torch.eye(len(rest), dtype=torch.float64)
+        mean = matrix[part][:, rest] @ torch.linalg.solve(gram, y[rest])
+        squares += float((y[part] - mean).square().sum())
+    assert cross_validated_error(matrix, y, ridge, parts) == pytest.approx(
+        squares / len(y), rel=1e-5
+    )
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_kernel_has_as_many_settings_and_predicts(name: str) -> None:
     split = train_test_split(small())
@@ -104,10 +122,29 @@ def test_all_starts_failing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(regression, "fit_gpytorch_mll", fail)
+    monkeypatch.setattr(regression, "fit_gpytorch_mll_scipy", fail)
     config = RegressionConfig(datasets=("diabetes",), kernels=("RBF",), seeds=1, budget=2)
     (result,) = run_regression(config)
-    assert result.failures == 2 and math.isnan(result.rmse)
+    assert result.failures == 2 and math.isnan(result.rmse) and math.isnan(result.coverage)
+    found = report([result])
+    assert found.tables["RMSE"].loc["RBF", "diabetes"] == "failed"
+    assert "RBF: 2 numerical failures in 1 runs." in found.notes
+
+
+def test_all_settings_failing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regression, "cross_validated_error", lambda *arguments: math.inf)
+    config = RegressionConfig("ridge", ("diabetes",), ("RBF",), seeds=1, budget=2)
+    (result,) = run_regression(config)
+    assert result.failures == 18 and math.isnan(result.rmse) and math.isnan(result.coverage)
+
+
+def test_stationary_kernels_start_where_the_others_do() -> None:
+    """The same correlation at a given distance, to first order, as lengthscales of 0.69."""
+    split = train_test_split(small())
+    kernel = regression._start(KERNELS["RBF"][0], split, perturb=False)
+    assert kernel.lengthscale.unique().item() == pytest.approx(
+        math.log(2) * math.sqrt(10), rel=1e-3
+    )
 
 
 def test_same_numbers_again_and_after_a_kill(tmp_path: Path) -> None:
@@ -128,7 +165,11 @@ def test_same_numbers_again_and_after_a_kill(tmp_path: Path) -> None:
     found = report(results)
     assert set(found.tables) == {"RMSE", "NLPD", "inside 95 % intervals", "seconds", "mean rank"}
     assert found.tables["RMSE"]["diabetes"].str.contains(r"\*").sum() == 1
-    assert any("DEKer relu against NTK on diabetes" in note for note in found.notes)
+    # two splits cannot show anything
+    assert not any("Wilcoxon" in note for note in found.notes)
+    again = [dataclasses.replace(r, seed=r.seed + 2 * i) for i in range(5) for r in results]
+    notes = report(again).notes
+    assert any("DEKer relu against NTK on diabetes" in note for note in notes)
     found.write(tmp_path / "tables")
     assert "DEKer relu" in (tmp_path / "tables" / "ridge-rmse.tex").read_text(encoding="utf-8")
     assert "| NNGP" in (tmp_path / "tables" / "ridge-rmse.md").read_text(encoding="utf-8")
