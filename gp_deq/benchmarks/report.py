@@ -106,11 +106,9 @@ def _cells(results: pd.DataFrame, score: str) -> pd.DataFrame:
     cells = pd.DataFrame(index=table.index)
     for dataset in table["mean"]:
         mean, sem = table["mean", dataset], table["sem", dataset]
-        cells[dataset] = [
-            f"{m:{form}}" + (f" ± {s:.2g}" if s == s else "")
-            for m, s in zip(mean, sem, strict=True)
-        ]
-        if _SCORES[score][2]:
+        errors = sem.map(lambda error: f" ± {error:.2g}" if error == error else "")
+        cells[dataset] = mean.map(lambda m: f"{m:{form}}" if m == m else "failed") + errors
+        if _SCORES[score][2] and bool(mean.notna().any()):
             cells.loc[mean.idxmin(), dataset] += " *"
     return cells
 

@@ -13,6 +13,7 @@ pytest.importorskip("pandas")
 pytest.importorskip("typer")
 
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.metrics.pairwise import laplacian_kernel, rbf_kernel
 from sklearn.model_selection import PredefinedSplit, cross_val_score
 from typer.testing import CliRunner
 
@@ -51,8 +52,6 @@ def test_cross_validation_is_that_of_refitted_models() -> None:
         cv=PredefinedSplit(folds.numpy()),
         scoring="neg_mean_squared_error",
     )
-    from sklearn.metrics.pairwise import laplacian_kernel
-
     matrix = torch.as_tensor(laplacian_kernel(x, gamma=0.1))
     parts = [torch.nonzero(folds == fold).squeeze(-1) for fold in range(5)]
     sizes = torch.tensor([len(part) for part in parts]).double()
@@ -100,9 +99,10 @@ def test_ridge_predictions_are_those_of_scikit_learn() -> None:
     found = fit_by_ridge(KERNELS["RBF"], split, 1)
     ((_, kernel),) = regression._settings(KERNELS["RBF"], 10, 1)
     gamma = float(0.5 / kernel.lengthscale.detach().square())
+    matrix = rbf_kernel(split.train_x.numpy(), gamma=gamma)
     errors = []
     for ridge in regression._RIDGES:
-        model = KernelRidge(alpha=ridge, kernel="rbf", gamma=gamma)
+        model = KernelRidge(alpha=ridge * (1 - matrix.mean()), kernel="rbf", gamma=gamma)
         mean = model.fit(split.train_x.numpy(), split.train_y.numpy()).predict(split.test_x.numpy())
         errors.append(float((found.mean - torch.as_tensor(mean)).abs().max()))
     assert min(errors) < 1e-10
