@@ -1,11 +1,19 @@
 """Tables: their encoding, models of them, reports, and the two commands."""
 
+import gzip
+import io
 import json
+import math
 import os
 import pickle
+import re
 import subprocess
 import sys
+import tomllib
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,18 +24,21 @@ pytest.importorskip("botorch")
 pytest.importorskip("typer")
 
 import pandas as pd
+from gpytorch.kernels import MaternKernel, RBFKernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from linear_operator.utils.errors import NanError, NotPSDError
 from scipy.stats import norm
 from sklearn.metrics import r2_score, root_mean_squared_error
 from sklearn.preprocessing import OneHotEncoder
 from typer.testing import CliRunner, Result
 
 from gp_deq import cli, tables
-from gp_deq.datasets import Columns, Table, TableError, load_csv, split_rows
+from gp_deq.datasets import Column, Columns, Table, TableError, load_csv, split_rows
 from gp_deq.tables import FitConfig, ModelFileError, ReportError, TableModel, fit_table
 from gp_deq.tables import fit as fit_module
-from gp_deq.tables.kernels import KERNELS
+from gp_deq.tables.kernels import KERNELS, resolve_activation
+from gp_deq.tables.model import Scaling
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 KINDS = ("farm", "flat", "house")
@@ -151,6 +162,19 @@ BAD_TABLES = {
         "a,b,y\n1,x,2\n,x,3\n1, ,4\nNA,x,5\n",
         'missing values in column "a", rows 2, 4; column "b", row 3',
     ),
+    "missing after a blank": (
+        "a,y\nred, 1\n NA,2\nblue,3\n",
+        'missing values in column "a", row 2',
+    ),
+    "missing, quoted": ('a,y\nred,1\n" null ",2\nblue,3\n', 'missing values in column "a", row 2'),
+    "equal inputs": (
+        "a,a=b,y\nb,1,1\nc,2,2\n",
+        'two inputs would be named "a=b", of the columns "a", "a=b"; rename one of them',
+    ),
+    "equal inputs of categories": (
+        "a,a=b,y\nb=c,c,1\nd,e,2\n",
+        'two inputs would be named "a=b=c", of the columns "a", "a=b"',
+    ),
     "many missing": (
         "a,y\n" + "".join(f"NaN,{i}\n" for i in range(9)),
         'column "a", rows 1, 2, 3, 4, 5 and 4 more',
@@ -185,6 +209,34 @@ def _check_one_line(result: Result, message: str) -> None:
     assert result.exit_code == 1
     lines = result.output.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("gp-deq: ") and message in lines[0]
+
+
+def test_columns_may_be_named_like_missing_values(tmp_path: Path) -> None:
+    path = _write(tmp_path / "t.csv", "NA, null,y\n1,2,3\n4,5,6\n")
+    assert load_csv(path, "y").feature_names == ("NA", "null")
+
+
+@pytest.mark.parametrize("ending", ["csv.gz", "csv.bz2", "csv.xz", "csv.zip", "csv.tar"])
+def test_damaged_archives_are_refused(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"t.{ending}"
+    pd.DataFrame({"a": range(3000), "y": range(3000)}).to_csv(path, index=False)
+    assert len(load_csv(path, "y").y) == 3000
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(TableError, match=rf"{re.escape(str(path))}: cannot be read as a CSV file"):
+        Table.read(path)
+
+
+def test_other_archives_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("a.csv", "a,y\n1,2\n")
+        archive.writestr("b.csv", "a,y\n1,2\n")
+    with pytest.raises(TableError, match=r"two\.zip: cannot be read .*Multiple files"):
+        Table.read(tmp_path / "two.zip")
+    damaged = bytearray(gzip.compress(b"a,y\n1,2\n" * 99))
+    damaged[20] ^= 255
+    (tmp_path / "t.csv.gz").write_bytes(damaged)
+    with pytest.raises(TableError, match=r"t\.csv\.gz: cannot be read"):
+        Table.read(tmp_path / "t.csv.gz")
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
@@ -327,6 +379,108 @@ def test_auto_takes_the_largest_validation_density(
     assert "rbf not fitted" in result.output
 
 
+@pytest.mark.parametrize("error", [NotPSDError, NanError, torch.linalg.LinAlgError])
+def test_numerical_failures_of_candidates_are_reported(
+    error: type[Exception], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "CANDIDATES", [(kernel, None) for kernel in ("matern", "rbf")])
+    table = Table.read(data)
+    columns = Columns.infer(table, "price")
+    learn, predict = fit_module._learn, TableModel.predict_inputs
+
+    def learn_but_matern(*arguments: object) -> TableModel:
+        if arguments[2] == "matern":
+            raise error("no factor")
+        return learn(*arguments)
+
+    def fail(*arguments: object) -> TableModel:
+        raise error("no factor")
+
+    def predict_nan_by_matern(model: TableModel, X: torch.Tensor) -> tables.Prediction:
+        mean, std = predict(model, X)
+        return tables.Prediction(mean * math.nan if model.kernel == "matern" else mean, std)
+
+    for name, replacement in (
+        ("_learn", learn_but_matern),
+        ("TableModel.predict_inputs", predict_nan_by_matern),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"gp_deq.tables.fit.{name}", replacement)
+            fit = fit_table(table, columns, FitConfig("auto"))
+            assert [(item.kernel, item.fitted) for item in fit.candidates] == [
+                ("rbf", True),
+                ("matern", False),
+            ]
+            assert fit.model.kernel == "rbf"
+            with pytest.raises(TableError, match=f"{table.name}: .*matern.*another kernel"):
+                fit_table(table, columns, FitConfig("matern"))
+    monkeypatch.setattr(fit_module, "_learn", fail)
+    with pytest.raises(TableError, match="none of the kernels could be fitted"):
+        fit_table(table, columns, FitConfig("auto"))
+
+
+EXTREMES = (1e9, 1e100, 1e160, 1e200, 1e308)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("num_dims", [1, 3])
+def test_rows_do_not_depend_on_each_other(kernel: str, num_dims: int) -> None:
+    torch.manual_seed(0)
+    X = torch.randn(40, num_dims, dtype=torch.float64)
+    columns = Columns("y", tuple(Column(f"x{i}") for i in range(num_dims)))
+    scaling = Scaling(X.mean(0), X.std(0), 0.0, 1.0)
+    activation = resolve_activation(kernel, None)
+    mll = fit_module.make_table_model(kernel, activation, X, X.sin().sum(1))
+    model = TableModel(kernel, activation, columns, scaling, mll)
+    new = torch.randn(5, num_dims, dtype=torch.float64)
+    alone = [model.predict_inputs(row.unsqueeze(0)) for row in new]
+    for value in EXTREMES:
+        extreme = torch.full((1, num_dims), value, dtype=torch.float64)
+        together = model.predict_inputs(torch.cat([new, extreme]))
+        for one, many in zip(map(torch.cat, zip(*alone)), together):
+            torch.testing.assert_close(many[:5], one, rtol=1e-12, atol=1e-12)
+        if kernel in ("rbf", "matern"):  # the prior, which is 0 and 1 with its noise
+            assert together.mean[5] == 0
+            assert together.std[5].item() == pytest.approx(math.sqrt(1.1))
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "matern"])
+def test_stationary_kernels_agree_with_gpytorch(kernel: str) -> None:
+    torch.manual_seed(0)
+    x, z = torch.randn(6, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    ours = tables.make_kernel(kernel, 3).double().eval()
+    reference = {"rbf": RBFKernel(ard_num_dims=3), "matern": MaternKernel(2.5, ard_num_dims=3)}
+    theirs = reference[kernel].double().eval()
+    ours.lengthscale = theirs.lengthscale = torch.tensor([0.5, 1.0, 2.0])
+    for one, two in ((x, z), (x, x)):
+        torch.testing.assert_close(ours(one, two).to_dense(), theirs(one, two).to_dense())
+        torch.testing.assert_close(
+            ours(x, diag=True), torch.ones(6, dtype=torch.float64), rtol=0, atol=0
+        )
+
+
+def test_predictions_that_are_not_finite_are_refused(
+    data: Path, tmp_path: Path, fit: tables.TableFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TableModel(
+        "deker",
+        "relu",
+        fit.model.columns,
+        fit.model.scaling,
+        fit_module.make_table_model("deker", "relu", fit.dataset.X, fit.dataset.y),
+    )
+    path = _write(tmp_path / "new.csv", "area,age,kind\n1,2,flat\n1e200,2,flat\n1,1e300,flat\n")
+    with pytest.raises(TableError, match=r"new\.csv: .* not finite .* rows 2, 3"):
+        model.predict(Table.read(path))
+
+    def fail(*arguments: object) -> None:
+        raise NotPSDError("no factor")
+
+    monkeypatch.setattr(TableModel, "predict_inputs", fail)
+    with pytest.raises(TableError, match=r"new\.csv: .* cannot predict .*no factor"):
+        fit.model.predict(Table.read(path))
+
+
 # files
 
 
@@ -432,6 +586,75 @@ def test_other_files_are_refused(report: Path, data: Path, tmp_path: Path) -> No
     torch.save({name: value for name, value in contents.items() if name != "scaling"}, bad)
     check("damaged")
 
+    # what ends like a zip file need not begin like one, and then torch reads pickles of old
+    old, archive = io.BytesIO(), io.BytesIO()
+    torch.save(contents, old, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(archive, "w") as members:
+        members.writestr("a", "a")
+    bad.write_bytes(old.getvalue() + archive.getvalue())
+    assert zipfile.is_zipfile(bad)
+    check("not a model that gp-deq fit wrote")
+
+
+def _scaling(**changes: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda contents: {"scaling": contents["scaling"] | changes}
+
+
+def _columns(**changes: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda contents: {"columns": contents["columns"] | changes}
+
+
+def _one_column(categories: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return _columns(inputs=[{"name": "a", "categories": categories}])
+
+
+DAMAGE: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "inputs of one dimension": lambda c: {"train_x": c["train_x"][:, 0]},
+    "inputs of float32": lambda c: {k: c[k].float() for k in ("train_x", "train_y")},
+    "inputs in a list": lambda c: {"train_x": c["train_x"].tolist()},
+    "no rows": lambda c: {k: c[k][:0] for k in ("train_x", "train_y")},
+    "sparse inputs": lambda c: {"train_x": c["train_x"].to_sparse()},
+    "a gap in the targets": lambda c: {"train_y": c["train_y"].where(c["train_y"] > 0, math.nan)},
+    "targets of another length": lambda c: {"train_y": c["train_y"][:-1]},
+    "targets of two dimensions": lambda c: {"train_y": c["train_y"].unsqueeze(1)},
+    "no scaling": lambda _: {"scaling": None},
+    "mean of text": _scaling(y_mean="a"),
+    "infinite mean": _scaling(y_mean=math.inf),
+    "mean of a large integer": _scaling(y_mean=10**400),
+    "deviation of zero": _scaling(y_std=0.0),
+    "too few means": _scaling(x_mean=torch.zeros(1, dtype=torch.float64)),
+    "deviations of zero": _scaling(x_std=torch.zeros(5, dtype=torch.float64)),
+    "no inputs": _columns(inputs=[]),
+    "target of numbers": _columns(target=1),
+    "names of numbers": _columns(inputs=[{"name": 1, "categories": None}] * 5),
+    "fewer inputs": _one_column(None),
+    "categories of text": _one_column("abcde"),
+    "categories of numbers": _one_column([1, 2, 3, 4, 5]),
+    "a gap in the hyperparameters": lambda c: {
+        "state": {name: value * math.nan for name, value in c["state"].items()}
+    },
+    "unknown kernel": lambda _: {"kernel": "cubic"},
+    "kernel of a list": lambda _: {"kernel": ["rbf"]},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_models_are_refused(name: str, report: Path, data: Path, tmp_path: Path) -> None:
+    contents = torch.load(report / "model.pt", weights_only=True)
+    bad = tmp_path / "model.pt"
+    torch.save(contents | DAMAGE[name](contents), bad)
+    output = tmp_path / "out.csv"
+    result = _invoke("predict", bad, data, "--output", output)
+    _check_one_line(result, f"{bad}: the model in it is damaged")
+    assert not output.exists()
+
+
+def test_torch_reads_model_files_safely() -> None:
+    """Below torch 2.6 a file may run code in spite of weights_only (CVE-2025-32434)."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    (floor,) = (item for item in project["dependencies"] if item.startswith("torch"))
+    assert tuple(map(int, floor.removeprefix("torch>=").split("."))) >= (2, 6)
+
 
 NEW_TABLES = {
     "lacks a column": ("area,kind\n1,flat\n", 'no column "age", only "area", "kind"'),
@@ -477,6 +700,42 @@ def test_folders_that_are_taken(fit: tables.TableFit, tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="is not a report"):
         tables.write_report(fit, mine, force=True)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["mine", "report"]
+    _write(folder / "new-predictions.csv", "mine")
+    for force in (False, True):
+        with pytest.raises(ReportError, match=r"has other files .*new-predictions\.csv"):
+            tables.write_report(fit, folder, force=force)
+    assert (folder / "new-predictions.csv").read_text() == "mine"
+
+
+def test_predictions_that_the_card_suggests_do_not_hinder_a_new_report(
+    fit: tables.TableFit, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "report"
+    tables.write_report(fit, folder)
+    _write(folder.parent / "new.csv", data.read_text())
+    (line,) = re.findall(r"^gp-deq (predict .*)$", (folder / "README.md").read_text(), re.MULTILINE)
+    monkeypatch.chdir(folder)
+    result = _invoke(*line.split())
+    assert result.exit_code == 0, result.output
+    tables.write_report(fit, folder, force=True)
+    assert (tmp_path / "new-predictions.csv").exists()
+
+
+def test_folders_that_cannot_be_written_are_refused_before_the_fit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    def fit(*arguments: object) -> None:
+        raise AssertionError("the fit has begun")
+
+    # permissions do not hold for an administrator, who may run the tests
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr(fit_module, "fit_gpytorch_mll", fit)
+    output = tmp_path / "report"
+    result = _invoke("fit", data, "--target", "price", "--output", output)
+    _check_one_line(result, f"cannot write to the folder {tmp_path} (Permission denied)")
 
 
 @pytest.mark.parametrize(

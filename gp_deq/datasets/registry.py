@@ -18,9 +18,10 @@ NAMES: tuple[str, ...] = ("diabetes", *SOURCES)
 def load(name: str) -> Dataset:
     """A real data set, in its original units and its original order of rows.
 
-    "diabetes" comes with scikit-learn. Any other is read from its CSV file in the folder that the
-    environment variable ``GP_DEQ_DATA`` names, if it is there, else downloaded once to the user's
-    cache folder, or to the folder in ``GP_DEQ_CACHE``. Both files are checked by their SHA-256.
+    "diabetes" comes with scikit-learn. Any other is read from the folder that the environment
+    variable ``GP_DEQ_DATA`` names, if it has the file of the download or the CSV file of the same
+    numbers, else downloaded once to the user's cache folder, or to the folder in ``GP_DEQ_CACHE``.
+    Every file is checked by its SHA-256.
 
     Args:
         name: One of `NAMES`; "_" is read as "-".
@@ -30,7 +31,8 @@ def load(name: str) -> Dataset:
 
     Raises:
         ValueError: there is no such data set, or a file has another checksum than it should.
-        FileNotFoundError: the data are neither on this machine nor can they be downloaded.
+        FileNotFoundError: the data are neither on this machine nor can they be downloaded, or the
+            cache folder cannot be read or written.
         ImportError: a package of the extra ``data`` is missing.
 
     Example:
@@ -46,11 +48,8 @@ def load(name: str) -> Dataset:
     if key not in SOURCES:
         raise ValueError(f"no data set {name!r}; there are {', '.join(NAMES)}.")
     source = SOURCES[key]
-    folder = os.environ.get("GP_DEQ_DATA")
-    path = Path(folder).expanduser() / source.file if folder else None
-    if path is not None and path.is_file():
-        table = _read_own(path, source)
-    else:
+    table = _read_own(source)
+    if table is None:
         table = source.read(_download(key, source), source.columns)
     values = torch.from_numpy(table)
     return Dataset(
@@ -86,51 +85,76 @@ def load_diabetes() -> Dataset:
     )
 
 
-def _read_own(path: Path, source: Source) -> np.ndarray:
-    """The CSV file in the folder of the user's."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
+def _read_own(source: Source) -> np.ndarray | None:
+    """From the folder of the user's; None if it has neither file."""
+    folder = os.environ.get("GP_DEQ_DATA")
+    if not folder:
+        return None
+    refused = []
+    for name, expected, read, columns in (
+        (source.file, source.sha256, read_csv, None),
+        (source.raw_file, source.raw_sha256, source.read, source.columns),
+    ):
+        path = Path(folder).expanduser() / name
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found == expected:
+            return read(path, columns)
+        refused.append(f"{path} has the SHA-256 {found}, but {expected} is expected")
+    if refused:
         raise ValueError(
-            f"{path} has the SHA-256 {found}, but {source.sha256} is expected. Replace the file "
-            "by an intact copy, or remove it and the data are downloaded instead."
+            f"{'; '.join(refused)}. Replace the file by an intact copy of {source.url}, saved as "
+            f"{source.raw_file}, or remove it and the data are downloaded instead."
         )
-    return read_csv(path)
+    return None
 
 
 def _download(name: str, source: Source) -> Path:
     """The original file, from the cache folder if it is there."""
     try:
         import pooch
+        from requests import RequestException
     except ImportError as error:
         raise ImportError(
-            f'downloading {name} needs pooch: pip install "gp_deq[data]"; without it, set the '
-            f"environment variable GP_DEQ_DATA to a folder with {source.file}"
+            f'downloading {name} needs pooch: pip install "gp_deq[data]"; without it, '
+            f"{_own_way(source)}"
         ) from error
+    cache = Path(os.environ.get("GP_DEQ_CACHE") or pooch.os_cache("gp_deq"))
     try:
         # downloads to a temporary file, which gets its name once its checksum is right
         path = pooch.retrieve(
             source.url,
             known_hash=f"sha256:{source.raw_sha256}",
-            path=os.environ.get("GP_DEQ_CACHE") or pooch.os_cache("gp_deq"),
+            path=cache,
             downloader=pooch.HTTPDownloader(timeout=30),
         )
+    except RequestException as error:
+        raise FileNotFoundError(
+            f"{name} is neither on this machine nor could it be downloaded. Either "
+            f"{_own_way(source)}, or connect to the internet: {source.url} failed with "
+            f"{type(error).__name__}: {error}"
+        ) from error
     except OSError as error:
         raise FileNotFoundError(
-            f"{name} is neither on this machine nor could it be downloaded. Either set the "
-            f"environment variable GP_DEQ_DATA to a folder with {source.file} "
-            f"({_whereabouts(source)}), or connect to the internet: {source.url} failed with "
-            f"{type(error).__name__}: {error}"
+            f"{name} is not on this machine, and the cache folder {cache} cannot be read or "
+            f"written ({error.strerror or error}). Either set the environment variable "
+            f"GP_DEQ_CACHE to a folder that can, or {_own_way(source)}."
         ) from error
     except ValueError as error:
         raise ValueError(
             f"{source.url} gave another file than expected, which was not kept: {error} "
-            "Try again, or set the environment variable GP_DEQ_DATA to a folder with "
-            f"{source.file}."
+            f"Try again, or {_own_way(source)}."
         ) from error
     return Path(path)
 
 
-def _whereabouts(source: Source) -> str:
+def _own_way(source: Source) -> str:
+    """What a user can do without a download."""
     folder = os.environ.get("GP_DEQ_DATA")
-    return f"{folder} has none" if folder else "it is not set"
+    state = f"{folder} has neither" if folder else "it is not set"
+    return (
+        f"set the environment variable GP_DEQ_DATA to a folder with {source.raw_file}, a copy of "
+        f"{source.url}, or with {source.file} ({state})"
+    )

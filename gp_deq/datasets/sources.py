@@ -35,12 +35,13 @@ _WINE = (
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as a CSV file in a folder of the user's, and as a file to download.
+    """A data set as a CSV file and as a file to download; a folder of the user's may have either.
 
     Args:
         file: Name of the CSV file: one header row, the target in the last column; .gz is gzipped.
         sha256: Of the CSV file.
         url: Of the download.
+        raw_file: Name of the download in a folder of the user's.
         raw_sha256: Of the download.
         read: Reads the download.
         feature_names: Names of the inputs.
@@ -51,6 +52,7 @@ class Source:
     file: str
     sha256: str
     url: str
+    raw_file: str
     raw_sha256: str
     read: Reader
     feature_names: tuple[str, ...]
@@ -81,6 +83,7 @@ SOURCES: dict[str, Source] = {
             "95bc1e7bd4a75aa6b288919691d974aacf4462d2",
             "yacht_hydrodynamics.data",
         ),
+        raw_file="yacht_hydrodynamics.data",
         raw_sha256="d00d8c519b5f3b55fc4b750d959b4adae7d9185799a1b0e3e01ea14c25d5ccdf",
         read=read_text,
         feature_names=(
@@ -97,6 +100,7 @@ SOURCES: dict[str, Source] = {
         file="energy_heating.csv",
         sha256="15bcfc654b7c5067945efd970686188be630281161a62743eb986ff86ff998e8",
         url=_ENB,
+        raw_file="ENB2012_data.xlsx",
         raw_sha256=_ENB_SHA256,
         read=read_xlsx,
         feature_names=_ENERGY,
@@ -107,6 +111,7 @@ SOURCES: dict[str, Source] = {
         file="energy_cooling.csv",
         sha256="b0c963f8d187f9ff950706778f4ceb7c3f17cab1441f0650155f69d0f9483775",
         url=_ENB,
+        raw_file="ENB2012_data.xlsx",
         raw_sha256=_ENB_SHA256,
         read=read_xlsx,
         feature_names=_ENERGY,
@@ -121,6 +126,7 @@ SOURCES: dict[str, Source] = {
             "aa472da023009f7a9ec5aa19e194f1de7b77bb01",
             "Concrete_Data.xls",
         ),
+        raw_file="Concrete_Data.xls",
         raw_sha256="965bd8245988186ba23cf05230cdf7fbd476899e77e9ad0ccedc950530de728d",
         read=read_xls,
         feature_names=(
@@ -139,6 +145,7 @@ SOURCES: dict[str, Source] = {
         file="winequality-red.csv",
         sha256="29d777f8df4b33999dbc4edd6a27e9244780f625ce8c8c5116792b04cf04dd69",
         url=_github(*_DIFER, "data/winequality-red.csv"),
+        raw_file="winequality-red.csv",
         raw_sha256="1d66c0efa6bfb9401e1e9ef43ac5c01903fd0078e6aa2180265a3e8d93afd8f1",
         read=read_bare_csv,
         feature_names=_WINE,
@@ -148,6 +155,7 @@ SOURCES: dict[str, Source] = {
         file="winequality-white.csv",
         sha256="db97593f2406877d3983c02c80656203a07e77267b68db3c84e6f4113ed229b5",
         url=_github(*_DIFER, "data/winequality-white.csv"),
+        raw_file="winequality-white.csv",
         raw_sha256="f87ca7c8f0cb60520204bdcaee4be734b2aedd8e373690614ab477c07c52a0df",
         read=read_bare_csv,
         feature_names=_WINE,
@@ -157,6 +165,7 @@ SOURCES: dict[str, Source] = {
         file="kin8nm.csv",
         sha256="e74acfb93744b300a8bca76890a2a4a2f3dedf0ea6a76a7fb353da44ee91c773",
         url=_github(*_DROPOUT, "UCI_Datasets/kin8nm/data/data.txt"),
+        raw_file="kin8nm.txt",
         raw_sha256="a694ce0c7a21390f2bd2a205c36f2482cd974637a207038696716e22f3bbe810",
         read=read_text,
         feature_names=tuple(f"theta{joint}" for joint in range(1, 9)),
@@ -170,6 +179,7 @@ SOURCES: dict[str, Source] = {
             "b2209b145ed7ba0072fbaa2a8b30b3aed2cf2a5b",
             "Folds5x2_pp.xlsx",
         ),
+        raw_file="Folds5x2_pp.xlsx",
         raw_sha256="8bdd33bad258ae5feb345ea1ac8b38a63ba1f0d858e3b9623df4edc1016bcd2c",
         read=read_xlsx,
         feature_names=("AT", "V", "AP", "RH"),
@@ -183,6 +193,7 @@ SOURCES: dict[str, Source] = {
             "9cf25ea6e5b376a5a2a98092cb6ab8b03f05adcf",
             "elevators.arff",
         ),
+        raw_file="elevators.arff",
         raw_sha256="f8f958b49d6e2f124516105707771541fb59643b20b669e61877545759b33df5",
         read=read_arff,
         feature_names=(
@@ -205,6 +216,7 @@ SOURCES: dict[str, Source] = {
         file="protein.csv.gz",
         sha256="5dafcc9ce4127885ce5db37383ffe8c4706738d0f9483eb9f0521a44b717f81c",
         url=_github(*_DROPOUT, "UCI_Datasets/protein-tertiary-structure/data/data.txt"),
+        raw_file="protein.txt",
         raw_sha256="d35f332707e8a73f21e021039250a1e7b26e14f7dd826a0337ffa8e8e48b9727",
         read=read_text,
         feature_names=tuple(f"F{number}" for number in range(1, 10)),
@@ -218,6 +230,7 @@ SOURCES: dict[str, Source] = {
             "03099f4777170d838680d923ed2a67c674ba297c",
             "data/hour.csv",
         ),
+        raw_file="hour.csv",
         raw_sha256="462d1c779b4d3825c35555e6dffa3063cc0d66b89feeffcaa5093cd475e4a1c3",
         read=read_csv,
         feature_names=(

@@ -6,7 +6,11 @@ from 1, without the header and without blank lines.
 
 from __future__ import annotations
 
+import lzma
 import os
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,40 @@ if TYPE_CHECKING:
 
 MAX_CATEGORIES = 50
 """A column of more different texts is an identifier or free text, not a category."""
+
+_MISSING = (
+    "",
+    "#N/A",
+    "#N/A N/A",
+    "#NA",
+    "-1.#IND",
+    "-1.#QNAN",
+    "-NaN",
+    "-nan",
+    "1.#IND",
+    "1.#QNAN",
+    "<NA>",
+    "N/A",
+    "NA",
+    "NULL",
+    "NaN",
+    "None",
+    "n/a",
+    "nan",
+    "null",
+)
+"""Texts of missing cells: those of pandas, which looks for them before blanks are removed."""
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What pandas raises for files that are missing, damaged, or not a table."""
 
 _SHOWN = 5
 """Rows that a message names before it says how many more there are."""
@@ -48,11 +86,11 @@ class Table:
         """Read a CSV file: commas, UTF-8, names of the columns in the first line.
 
         Args:
-            path: The file.
+            path: The file; one that ends in .gz, .zip or such is decompressed.
 
         Returns:
             Its cells, without surrounding blanks. What pandas takes for missing ("", "NA", "NaN",
-            "null", "None" and such) is missing.
+            "null", "None" and such) is missing, with blanks around it too.
 
         Raises:
             TableError: The file is missing or empty, is not a CSV file, or a column has no name or
@@ -66,17 +104,19 @@ class Table:
 
         name = os.fspath(path)
         try:
-            lines = pd.read_csv(name, header=None, dtype=str, encoding="utf-8-sig")
+            lines = pd.read_csv(
+                name, header=None, dtype=str, encoding="utf-8-sig", keep_default_na=False
+            )
         except pd.errors.EmptyDataError:
             raise TableError(f"{name}: the file is empty") from None
-        except (OSError, UnicodeError, pd.errors.ParserError) as error:
+        except _UNREADABLE as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise TableError(f"{name}: cannot be read as a CSV file ({reason})") from error
         lines = lines.apply(lambda cells: cells.str.strip())
-        lines = lines.mask(lines == "")
         header, cells = lines.iloc[0], lines.iloc[1:]
-        if header.isna().any():
-            position = int(header.isna().to_numpy().argmax()) + 1
+        cells = cells.mask(cells.isin(_MISSING))
+        if (header == "").any():
+            position = int((header == "").to_numpy().argmax()) + 1
             raise TableError(f"{name}: column {position} has no name in the first line")
         if header.duplicated().any():
             raise TableError(
@@ -115,7 +155,7 @@ class Table:
         self.find(names)
         missing = self.cells[list(names)].isna()
         gaps = [
-            f'column "{name}", {_rows(missing.index[missing[name]])}'
+            f'column "{name}", {describe_rows(missing.index[missing[name]])}'
             for name in names
             if missing[name].any()
         ]
@@ -222,7 +262,8 @@ class Columns:
 
         Raises:
             TableError: A column is missing, has missing or bad cells or more than
-                `MAX_CATEGORIES` categories, the target is constant, or no input is left.
+                `MAX_CATEGORIES` categories, the target is constant, no input is left, or two
+                inputs would have the same name.
         """
         inputs = [name for name in table.cells if name != target and name not in ignore]
         options = (*categorical, *ignore)
@@ -235,7 +276,17 @@ class Columns:
         if len(set(table.numbers(target, role="target").tolist())) == 1:
             value = table.cells[target].iloc[0]
             raise TableError(f'{table.name}: the target "{target}" is {value} in every row')
-        return cls(target, tuple(_infer(table, name, name in categorical) for name in inputs))
+        columns = cls(target, tuple(_infer(table, name, name in categorical) for name in inputs))
+        owners: dict[str, str] = {}
+        for column in columns.inputs:
+            for feature in column.feature_names:
+                if feature in owners:
+                    raise TableError(
+                        f'{table.name}: two inputs would be named "{feature}", of the columns '
+                        f"{_quoted([owners[feature], column.name])}; rename one of them"
+                    )
+                owners[feature] = column.name
+        return columns
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -296,14 +347,21 @@ class Columns:
 
         Returns:
             The columns.
+
+        Raises:
+            KeyError: A part is missing.
+            TypeError: A part is of another type.
         """
-        return cls(
-            data["target"],
-            tuple(
-                Column(item["name"], item["categories"] and tuple(item["categories"]))
-                for item in data["inputs"]
-            ),
-        )
+        inputs = []
+        for item in data["inputs"]:
+            categories = item["categories"]
+            if categories is not None and not isinstance(categories, list):
+                raise TypeError(f"categories have to be a list, got {categories!r}")
+            inputs.append(Column(item["name"], None if categories is None else tuple(categories)))
+        for name in (data["target"], *(part for item in inputs for part in _texts(item))):
+            if not isinstance(name, str):
+                raise TypeError(f"names and categories have to be texts, got {name!r}")
+        return cls(data["target"], tuple(inputs))
 
 
 def load_csv(
@@ -382,11 +440,16 @@ def _encode(table: Table, column: Column) -> Tensor:
     return torch.nn.functional.one_hot(codes, len(column.categories)).to(torch.float64)
 
 
+def _texts(column: Column) -> tuple[str, ...]:
+    """Its name and its categories."""
+    return (column.name, *(column.categories or ()))
+
+
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
-def _rows(rows: Sequence[int]) -> str:
+def describe_rows(rows: Sequence[int]) -> str:
     """Rows for a message: "row 3" or "rows 3, 7"."""
     shown = ", ".join(str(row) for row in rows[:_SHOWN])
     return f"row{'s' * (len(rows) > 1)} {shown}{_more(len(rows))}"

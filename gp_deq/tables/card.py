@@ -142,12 +142,13 @@ def _model(fit: TableFit) -> Iterator[str]:
 
 def _use(fit: TableFit) -> Iterator[str]:
     yield "```sh"
-    yield "gp-deq predict model.pt new.csv --output new-predictions.csv"
+    yield "gp-deq predict model.pt ../new.csv --output ../new-predictions.csv"
     yield "```"
     yield ""
     yield (
         "`new.csv` needs all the columns above, in any order; others are ignored. An unknown "
-        "category or a missing value is refused."
+        "category or a missing value is refused. Keep files of your own out of this folder: "
+        "`gp-deq fit --force` does not replace a report with other files beside it."
     )
 
 

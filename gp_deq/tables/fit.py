@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from botorch.exceptions import ModelFittingError
 from botorch.fit import fit_gpytorch_mll
+from linear_operator.utils.errors import NanError
 from torch import Tensor
 
 from gp_deq.benchmarks.demo import (
@@ -28,7 +29,14 @@ from gp_deq.datasets import (
 )
 
 from .kernels import kernel_label, resolve_activation
-from .model import Prediction, Scaling, TableModel, exact, make_table_model
+from .model import (
+    NUMERICAL_ERRORS,
+    Prediction,
+    Scaling,
+    TableModel,
+    exact,
+    make_table_model,
+)
 
 CANDIDATES: Sequence[tuple[str, str | None]] = (
     ("deq-nngp", "relu"),
@@ -41,6 +49,9 @@ CANDIDATES: Sequence[tuple[str, str | None]] = (
 """Kernels and activations that ``kernel="auto"`` compares."""
 
 _FEWEST_ROWS = 10
+
+_FAILURES = (ModelFittingError, *NUMERICAL_ERRORS)
+"""What a kernel that does not suit the data raises, in the fit or in predictions."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ class Candidate:
         kernel: A key of `KERNELS`.
         activation: Its activation, None where it has none.
         nlpd: Mean negative log predictive density on the validation rows; infinite where the fit
-            failed.
+            failed or its predictions are not finite.
     """
 
     kernel: str
@@ -103,7 +114,7 @@ class Candidate:
 
     @property
     def fitted(self) -> bool:
-        """Whether its hyperparameters could be learned."""
+        """Whether its hyperparameters could be learned and its predictions are finite."""
         return math.isfinite(self.nlpd)
 
 
@@ -200,7 +211,7 @@ def fit_table(
         The model, its scores and its predictions of the test rows.
 
     Raises:
-        TableError: The table cannot be used, has too few rows, or BoTorch finds no optimum.
+        TableError: The table cannot be used, has too few rows, or no kernel can be fitted to it.
         ValueError: The kernel or the activation is unknown, or they do not go together.
 
     Example:
@@ -238,16 +249,23 @@ def fit_table(
     kernel, activation = candidates[0]
     if len(candidates) > 1:
         compared = _compare(dataset, columns, candidates, train, config.seed, on_fit)
+        if not compared[0].fitted:
+            raise TableError(
+                f"{table.name}: none of the kernels could be fitted; see whether inputs repeat "
+                "each other"
+            )
         kernel, activation = compared[0].kernel, compared[0].activation
     try:
         scored = _learn(dataset, columns, kernel, activation, train)
-    except ModelFittingError as error:
+        prediction = scored.predict_inputs(dataset.X[test])
+        if not prediction.finite.all():
+            raise NanError("predictions of the test rows are not finite")
+    except _FAILURES as error:
         raise TableError(
-            f"{table.name}: no optimum found for {kernel_label(kernel, activation)}; try another "
-            "kernel, or see whether inputs repeat each other"
+            f"{table.name}: {kernel_label(kernel, activation)} could not be fitted ({error}); try "
+            "another kernel, or see whether inputs repeat each other"
         ) from error
     on_fit(kernel_label(kernel, activation))
-    prediction = scored.predict_inputs(dataset.X[test])
 
     model, rows = scored, train
     if not config.train_only:
@@ -298,13 +316,14 @@ def _compare(
     compared = []
     for kernel, activation in candidates:
         try:
-            model = _learn(dataset, columns, kernel, activation, kept)
-        except ModelFittingError:
+            prediction = _learn(dataset, columns, kernel, activation, kept).predict_inputs(
+                dataset.X[held_out]
+            )
+        except _FAILURES:
             nlpd = math.inf
         else:
-            nlpd = predictive_metrics(
-                *model.predict_inputs(dataset.X[held_out]), dataset.y[held_out]
-            ).nlpd
-        compared.append(Candidate(kernel, activation, nlpd))
+            nlpd = predictive_metrics(*prediction, dataset.y[held_out]).nlpd
+        # NaN would have no place in the order
+        compared.append(Candidate(kernel, activation, nlpd if math.isfinite(nlpd) else math.inf))
         on_fit(kernel_label(kernel, activation))
     return sorted(compared, key=lambda candidate: candidate.nlpd)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
-import zipfile
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 import gpytorch
 import torch
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 import gp_deq
 from gp_deq.benchmarks.demo import make_model
-from gp_deq.datasets import Columns, Split, Table
+from gp_deq.datasets import Columns, Split, Table, TableError
+from gp_deq.datasets.table import describe_rows
 
 from .kernels import make_kernel, weak_prior
 
@@ -22,6 +24,9 @@ _FORMAT = "gp_deq table model"
 _VERSION = 1
 _CHUNK = 1000
 """Rows predicted at a time, which bounds the memory."""
+
+NUMERICAL_ERRORS = (NanError, NotPSDError, torch.linalg.LinAlgError)
+"""What a covariance matrix that cannot be factorised raises."""
 
 Z95 = 1.959963984540054
 """The central 95 % of a Gaussian end at so many standard deviations."""
@@ -51,6 +56,11 @@ class Prediction(NamedTuple):
     def upper(self) -> Tensor:
         """Upper ends of the central 95 % intervals, ``n``."""
         return self.mean + Z95 * self.std
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether mean and standard deviation are finite, ``n``."""
+        return self.mean.isfinite() & self.std.isfinite()
 
 
 class Scaling(NamedTuple):
@@ -103,12 +113,24 @@ class TableModel:
             table: With all the input columns, in any order; others are ignored.
 
         Returns:
-            One prediction for each row.
+            One prediction for each row, which does not depend on the other rows.
 
         Raises:
-            TableError: A column or cell is missing, is not a number, or is an unknown category.
+            TableError: A column or cell is missing, is not a number, or is an unknown category; or
+                a prediction is not finite.
         """
-        return self.predict_inputs(self.columns.encode(table))
+        X = self.columns.encode(table)
+        try:
+            prediction = self.predict_inputs(X)
+        except NUMERICAL_ERRORS as error:
+            raise TableError(f"{table.name}: the model cannot predict it ({error})") from error
+        bad = table.cells.index[~prediction.finite.numpy()]
+        if len(bad):
+            raise TableError(
+                f"{table.name}: the predictions are not finite in {describe_rows(bad)}; are the "
+                "inputs in the units of the fit?"
+            )
+        return prediction
 
     def predict_inputs(self, X: Tensor) -> Prediction:
         """Predict the target for encoded inputs.
@@ -117,7 +139,8 @@ class TableModel:
             X: ``n x d``, as `Columns.encode` gives them.
 
         Returns:
-            One prediction for each row.
+            One prediction for each row; infinite or NaN where an input is too large to compute
+            with.
         """
         x = (X - self.scaling.x_mean) / self.scaling.x_std
         self.mll.eval()
@@ -205,15 +228,23 @@ class TableModel:
 
     @classmethod
     def _from_data(cls, data: dict[str, Any]) -> TableModel:
-        mll = make_table_model(data["kernel"], data["activation"], data["train_x"], data["train_y"])
+        train_x, train_y = data["train_x"], data["train_y"]
+        columns, scaling = Columns.from_json(data["columns"]), Scaling(**data["scaling"])
+        n, d = len(train_y), len(columns.feature_names)
+        _require_finite(train_x, (n, d))
+        _require_finite(train_y, (n,))
+        _require_finite(scaling.x_mean, (d,))
+        _require_finite(scaling.x_std, (d,))
+        for figure in (scaling.y_mean, scaling.y_std):
+            if not (isinstance(figure, float) and math.isfinite(figure)):
+                raise ValueError(f"expected a finite number, got {figure!r}")
+        if not (n and d and (scaling.x_std > 0).all() and scaling.y_std > 0):
+            raise ValueError("no rows, no inputs, or a standard deviation that is not positive")
+        mll = make_table_model(data["kernel"], data["activation"], train_x, train_y)
         mll.load_state_dict(data["state"])
-        return cls(
-            data["kernel"],
-            data["activation"],
-            Columns.from_json(data["columns"]),
-            Scaling(**data["scaling"]),
-            mll,
-        )
+        for parameter in mll.parameters():
+            _require_finite(parameter, tuple(parameter.shape))
+        return cls(data["kernel"], data["activation"], columns, scaling, mll)
 
 
 def make_table_model(
@@ -236,9 +267,21 @@ def make_table_model(
     return mll
 
 
+def _require_finite(values: object, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless they are finite numbers of double precision in this shape."""
+    if (
+        not isinstance(values, Tensor)
+        or values.layout != torch.strided
+        or values.dtype != torch.float64
+        or values.shape != shape
+        or not values.isfinite().all()
+    ):
+        raise ValueError(f"expected finite numbers of float64 in the shape {shape}")
+
+
 def _load(file: BinaryIO) -> object:
     """Tensors and plain data of a file of torch; None if it is not one, or holds anything else."""
-    if not zipfile.is_zipfile(file):
+    if file.read(4) != b"PK\x03\x04":  # torch too takes a file for a zip file by its beginning
         return None
     file.seek(0)
     try:

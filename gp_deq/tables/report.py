@@ -21,7 +21,8 @@ from .model import Prediction
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_FILES = ("metrics.json", "predictions.csv", "model.pt", "README.md")
+_FILES = {"metrics.json", "predictions.csv", "model.pt", "README.md"}
+_FIGURES = {"predictions.png", "relevance.png"}
 _MOST_BARS = 15
 
 
@@ -37,16 +38,28 @@ def check_report_folder(folder: Path, force: bool = False) -> None:
         force: Whether it may replace an earlier report.
 
     Raises:
-        ReportError: The folder above is missing, or something other than an empty folder is there;
-            with ``force`` an earlier report may be.
+        ReportError: The folder above is missing or cannot be written, or something other than an
+            empty folder is there; with ``force`` an earlier report may be, without other files.
     """
     folder = folder.resolve()
     if not folder.parent.is_dir():
         raise ReportError(f"the folder {folder.parent} does not exist")
+    try:
+        _scratch(folder).cleanup()
+    except OSError as error:
+        raise ReportError(
+            f"cannot write to the folder {folder.parent} ({error.strerror})"
+        ) from error
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not all((folder / name).is_file() for name in _FILES):
         raise ReportError(f"{folder} exists and is not a report; choose another folder")
+    others = sorted({item.name for item in folder.iterdir()} - _FILES - _FIGURES)
+    if others:
+        raise ReportError(
+            f"{folder} has other files beside a report ({', '.join(others)}); move them, or choose "
+            "another folder"
+        )
     if not force:
         raise ReportError(f"{folder} has a report already; --force replaces it")
 
@@ -68,7 +81,7 @@ def write_report(fit: TableFit, folder: str | os.PathLike[str], force: bool = Fa
     """
     target = Path(folder).resolve()
     check_report_folder(target, force)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+    with _scratch(target) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         _write_files(fit, new)
@@ -80,6 +93,11 @@ def write_report(fit: TableFit, folder: str | os.PathLike[str], force: bool = Fa
             if old.exists() and not target.exists():
                 old.rename(target)
             raise
+
+
+def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """A new folder beside another."""
+    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
 
 
 def _write_files(fit: TableFit, folder: Path) -> None:

@@ -87,6 +87,7 @@ def source(port: int, monkeypatch: pytest.MonkeyPatch) -> Source:
         sha256=sha256(CSV),
         raw_sha256=sha256(RAW),
         url=f"http://127.0.0.1:{port}/yacht.data",
+        raw_file="yacht.data",
     )
     monkeypatch.setitem(SOURCES, "yacht", changed)
     return changed
@@ -158,6 +159,46 @@ def test_own_file_with_another_checksum(
         assert part in str(caught.value)
 
 
+def test_own_copy_of_the_original_file(
+    offline: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "yacht.data").write_bytes(RAW)
+    monkeypatch.setenv("GP_DEQ_DATA", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    assert_is_yacht(load("yacht"))
+    (tmp_path / "yacht.csv").write_bytes(b"damaged")
+    assert_is_yacht(load("yacht"))
+    (tmp_path / "yacht.data").write_bytes(RAW[:9])
+    with pytest.raises(ValueError, match="Replace the file") as caught:
+        load("yacht")
+    for part in ("yacht.csv", sha256(CSV), "yacht.data", sha256(RAW[:9]), sha256(RAW), offline.url):
+        assert part in str(caught.value)
+
+
+def test_own_copy_may_have_either_form_under_the_same_name(
+    offline: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = dataclasses.replace(offline, raw_file=offline.file)
+    monkeypatch.setitem(SOURCES, "yacht", same)
+    monkeypatch.setenv("GP_DEQ_DATA", str(tmp_path))
+    for content in (RAW, CSV):
+        (tmp_path / "yacht.csv").write_bytes(content)
+        assert_is_yacht(load("yacht"))
+
+
+def test_cache_that_cannot_be_written_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    folder = tmp_path / "file" / "cache"  # for an administrator too
+    monkeypatch.setenv("GP_DEQ_CACHE", str(folder))
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot be read or written.*GP_DEQ_CACHE"
+    ) as caught:
+        load("yacht")
+    assert str(folder) in str(caught.value) and "internet" not in str(caught.value)
+
+
 def test_download_is_cached(server: Server, cache: Path) -> None:
     assert_is_yacht(load("yacht"))
     assert [file.read_bytes() for file in cache.iterdir()] == [RAW]
@@ -212,8 +253,15 @@ def test_offline_and_absent_says_both_ways(
     with pytest.raises(FileNotFoundError) as caught:
         load("yacht")
     message = str(caught.value)
-    state = "nowhere has none" if folder else "it is not set"
-    for part in ("GP_DEQ_DATA", "yacht.csv", state, "connect to the internet", offline.url):
+    state = "nowhere has neither" if folder else "it is not set"
+    for part in (
+        "GP_DEQ_DATA",
+        "yacht.data",
+        "yacht.csv",
+        state,
+        "connect to the internet",
+        offline.url,
+    ):
         assert part in message
 
 
@@ -236,13 +284,20 @@ def test_source(name: str) -> None:
         assert re.fullmatch("[0-9a-f]{64}", checksum)
 
 
+def test_original_files_have_different_names() -> None:
+    """Those of one folder; two data sets may share one file."""
+    names = {entry.raw_file for entry in SOURCES.values()}
+    assert len(names) == len({entry.raw_sha256 for entry in SOURCES.values()})
+
+
 def test_docs_list_every_data_set() -> None:
     page = (DOCS / "api" / "datasets.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w-]+)` \| (\d+) × (\d+) \|", page, re.MULTILINE)
     assert {name: (int(n), int(d)) for name, n, d in rows} == SHAPES
     page = (DOCS / "howto" / "datasets.md").read_text(encoding="utf-8")
     for name, entry in SOURCES.items():
-        assert f"`{name}`" in page and f"`{entry.file}`" in page
+        assert all(f"`{item}`" in page for item in (name, entry.file, entry.raw_file))
+        assert entry.url in page
 
 
 @pytest.mark.skipif(not OWN_FOLDER, reason="GP_DEQ_DATA names no folder of data sets")
