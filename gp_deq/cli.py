@@ -347,7 +347,8 @@ def build_app() -> "typer.Typer":
                 runs = run_bo(config, csv, minutes, advance)
             compared = complete(runs, config.surrogates)
             if compared:
-                console.print(_final_table(compared))
+                for table in _final_tables(compared, console.width):
+                    console.print(table)
                 console.print(_rank_table(compared))
                 save_figure(draw(compared), output)
         for line in _bo_notes(runs, compared, len(config.keys)):
@@ -652,29 +653,37 @@ def _frame_table(title: str, frame: "DataFrame") -> "Table":
     return table
 
 
-def _final_table(runs: Sequence["Run"]) -> "Table":
-    """Final results, one row for each problem, the best surrogate in bold."""
+def _final_tables(runs: Sequence["Run"], width: int) -> Iterator["Table"]:
+    """Final results, a row for each problem, the best surrogate in bold; as many as fit a table."""
     from rich.table import Table
 
     from gp_deq.benchmarks.bo import final_table
     from gp_deq.benchmarks.problems import make_problem
 
     results = final_table(runs)
-    table = Table(title="log10 of the final regret; + where it is a value: larger is better")
-    table.add_column("problem", no_wrap=True)
-    for name in results["mean"]:
-        table.add_column(name, justify="right")
+    title = "log10 of the final regret; + where it is a value: larger is better"
+    cells: dict[str, dict[str, str]] = {}
     for problem, row in results.iterrows():
         value = make_problem(problem, 0).best is None
         winner = row["mean"].idxmax() if value else row["mean"].idxmin()
-        cells = {
+        label = problem + " +" * value
+        cells[label] = {
             name: f"{row['mean', name]:.3g}"
             + (f" ± {row['sem', name]:.2g}" if row["sem", name] == row["sem", name] else "")
             for name in results["mean"]
         }
-        cells[winner] = f"[bold]{cells[winner]}[/bold]"
-        table.add_row(problem + " +" * value, *cells.values())
-    return table
+        cells[label][winner] = f"[bold]{cells[label][winner]}[/bold]"
+    names = list(results["mean"])
+    columns = max(1, (width - 26) // 18)
+    for first in range(0, len(names), columns):
+        table = Table(title=title)
+        table.add_column("problem", no_wrap=True)
+        shown = names[first : first + columns]
+        for name in shown:
+            table.add_column(name, justify="right", no_wrap=True)
+        for label, row in cells.items():
+            table.add_row(label, *(row[name] for name in shown))
+        yield table
 
 
 def _rank_table(runs: Sequence["Run"]) -> "Table":

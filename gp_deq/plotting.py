@@ -587,8 +587,18 @@ def coincident_figure(
     return figure
 
 
+def _draw_last_interval(axes: Axes, band: Band, color: str, place: int) -> None:
+    """The interval at the last abscissa, moved to the right by its place."""
+    x = band.x[-1] + (0.02 + 0.02 * place) * (band.x[-1] - band.x[0] or 1.0)
+    axes.vlines(x, band.low[-1], band.high[-1], color=color, linewidth=1.2)
+    axes.scatter(x, band.mean[-1], color=color, s=5)
+
+
 def panels_figure(panels: Sequence[Panel], abscissa: str, title: str = "") -> Figure:
     """Lines with confidence intervals, several panels under one legend.
+
+    The intervals of more than four lines would hide one another: they are drawn behind the end of
+    the lines alone, side by side.
 
     Args:
         panels: At least one.
@@ -610,7 +620,10 @@ def panels_figure(panels: Sequence[Panel], abscissa: str, title: str = "") -> Fi
         for band in panel.bands:
             i = labels.index(band.label)
             color = _COLORS[i % len(_COLORS)]
-            axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.1, linewidth=0)
+            if len(labels) > 4:
+                _draw_last_interval(axes, band, color, i)
+            else:
+                axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.1, linewidth=0)
             (handles[band.label],) = axes.plot(
                 band.x,
                 band.mean,

@@ -20,8 +20,8 @@ class StrengthPrior(Prior):
     The share is that of the strongest feedback for which there is an equilibrium: power 1 for
     ``weight_variance``, -2 for ``regularization``. Its density, :math:`s^{a-1} (1 - s)^{a-1}` but
     for a constant, vanishes at both ends for :math:`a > 1`; without it the likelihood of few
-    observations often has no maximum short of the critical value, and a fit goes on towards it for
-    most of its evaluations.
+    observations often has no maximum short of the critical value, and a fit spends evaluations on
+    the way there.
 
     Args:
         concentration: :math:`a`, positive; 1 for a uniform share.

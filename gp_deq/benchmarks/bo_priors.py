@@ -123,14 +123,23 @@ def _kernel(name: str, num_dims: int) -> Kernel:
     return build(KERNELS[kernel][0], priors, ard_num_dims=num_dims)
 
 
+class _Counted(ExactMarginalLogLikelihood):
+    """Counts its evaluations."""
+
+    evaluations = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.evaluations += 1
+        return super().forward(*args, **kwargs)
+
+
 def _fit(name: str, problem_name: str, n: int, seed: int) -> dict[str, object]:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     problem = make_problem(problem_name, seed)
     x, y, test_x, test_y = training_data(problem, n, seed)
     model = SingleTaskGP(x, y, covar_module=_kernel(name, x.shape[-1]), outcome_transform=None)
-    mll, evaluations = ExactMarginalLogLikelihood(model.likelihood, model), [0]
-    mll.register_forward_hook(lambda *_: evaluations.__setitem__(0, evaluations[0] + 1))
+    mll = _Counted(model.likelihood, model)
     start = time.perf_counter()
     failed = False
     with warnings.catch_warnings():
@@ -155,7 +164,7 @@ def _fit(name: str, problem_name: str, n: int, seed: int) -> dict[str, object]:
         "r2": 1 - (residual.square().sum() / (test_y - test_y.mean()).square().sum()).item(),
         "noise": model.likelihood.noise.item(),
         "seconds": seconds,
-        "evaluations": evaluations[0],
+        "evaluations": mll.evaluations,
         "failed": failed,
     }
 
@@ -287,7 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.csv:
             fits.to_csv(options.csv, index=False)
         table = summarize(fits)
-    with pd.option_context("display.width", 160, "display.max_rows", None):
+    whole = ("display.width", 160, "display.max_rows", None, "display.max_columns", None)
+    with pd.option_context(*whole):
         print(table.round(3))
 
 

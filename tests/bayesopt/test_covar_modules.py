@@ -168,6 +168,7 @@ def test_experiment() -> None:
     assert fits.shape[0] == 4 and bool(fits.nlpd.notna().all())
     fits.loc[fits.model == "RBF", ["nlpd", "r2"]] = [5.0, 0.0]
     fits.loc[fits.model != "RBF", ["nlpd", "r2"]] = [1.0, 0.6]
+    assert (fits.evaluations > 5).all()
     table = summarize(fits)
     assert list(table.index) == ["deq-nngp relu", "RBF"]
     assert table["rank"].tolist() == [1.0, 2.0]

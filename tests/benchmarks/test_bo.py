@@ -193,7 +193,8 @@ def test_figure() -> None:
         for seed in range(2)
     ]
     figure = bo.draw(runs)
-    assert [axes.get_title() for axes in figure.axes] == ["Levy 10", "tanh network 20", "DTLZ2 6"]
+    titles = ["Levy 10, 2 seeds", "tanh network 20, 2 seeds", "DTLZ2 6, 2 seeds"]
+    assert [axes.get_title() for axes in figure.axes] == titles
     labels = ["simple regret", "best value", "hypervolume"]
     assert [axes.get_ylabel() for axes in figure.axes] == labels
     assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "linear"]
