@@ -50,6 +50,7 @@ class _Protocol(StrEnum):
 
     LIKELIHOOD = "likelihood"
     RIDGE = "ridge"
+    SPARSE = "sparse"
 
 
 def main() -> None:
@@ -362,7 +363,10 @@ def build_app() -> "typer.Typer":
     @benchmark.command()
     def regression(
         protocol: Annotated[
-            _Protocol, typer.Option(help="By marginal likelihood, or kernel ridge regression.")
+            _Protocol,
+            typer.Option(
+                help="By marginal likelihood, kernel ridge regression, or sparse variational GPs."
+            ),
         ] = _Protocol.LIKELIHOOD,
         output: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path(
             "gp-deq-regression.png"
@@ -374,18 +378,26 @@ def build_app() -> "typer.Typer":
             Path | None, typer.Option(help="Folder for the tables in Markdown and LaTeX.")
         ] = None,
         dataset: Annotated[
-            list[str] | None, typer.Option(help="May be repeated.  [default: those of the paper]")
+            list[str] | None,
+            typer.Option(
+                help="May be repeated.  [default: those of the paper; sparse: the large ones]"
+            ),
         ] = None,
         kernel: Annotated[
             list[str] | None, typer.Option(help="May be repeated.  [default: all]")
         ] = None,
         seeds: Annotated[
             int | None,
-            typer.Option(help="Number of splits of each data set.  [default: 5; ridge: 20]"),
+            typer.Option(
+                help="Number of splits of each data set.  [default: 5; ridge: 20; sparse: 3]"
+            ),
         ] = None,
         budget: Annotated[
             int | None,
-            typer.Option(help="Starts or settings for each kernel.  [default: 2; ridge: 24]"),
+            typer.Option(
+                help="Starts (likelihood), settings (ridge) or passes over the data (sparse) of "
+                "each kernel.  [default: 2; ridge: 24; sparse: 20]"
+            ),
         ] = None,
         minutes: Annotated[
             float, typer.Option(min=0, help="Start no run later; call again to go on.")
@@ -398,8 +410,7 @@ def build_app() -> "typer.Typer":
         """Regression on real data sets with the kernels of this package and others."""
         with _naming_the_extra():
             from gp_deq.benchmarks.regression import (
-                DATASETS,
-                KERNELS,
+                PROTOCOLS,
                 RegressionConfig,
                 run_regression,
             )
@@ -408,14 +419,14 @@ def build_app() -> "typer.Typer":
 
             _check_writable(output)
             _check_writable(csv)
-            default = {_Protocol.LIKELIHOOD: (5, 2), _Protocol.RIDGE: (20, 24)}[protocol]
+            default = PROTOCOLS[protocol]
             try:
                 config = RegressionConfig(
                     protocol.value,
-                    tuple(dict.fromkeys(dataset or DATASETS)),
-                    tuple(dict.fromkeys(kernel or KERNELS)),
-                    default[0] if seeds is None else seeds,
-                    default[1] if budget is None else budget,
+                    tuple(dict.fromkeys(dataset or default.datasets)),
+                    tuple(dict.fromkeys(kernel or default.kernels)),
+                    default.seeds if seeds is None else seeds,
+                    default.budget if budget is None else budget,
                 )
                 with _joblib(backend, jobs), _progress(console, len(config.keys)) as advance:
                     results = run_regression(config, csv, minutes, advance)

@@ -9,11 +9,13 @@ one would take, but for rounding.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 
 import torch
 from gpytorch.distributions import MultivariateNormal
@@ -26,9 +28,13 @@ from gpytorch.variational import CholeskyVariationalDistribution, VariationalStr
 from torch import Tensor, distributed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from gp_deq.benchmarks.bo import FAILURES
+from gp_deq.benchmarks.contestants import KERNELS, Maker, Predictions, start_kernel
+from gp_deq.benchmarks.demo import predictive_metrics
 from gp_deq.datasets import Split, load, train_test_split
 
-__all__ = ["SVGP", "SVGPConfig", "Trained", "main", "predict", "process_group", "train"]
+__all__ = ["SVGP", "SVGPConfig", "Trained", "fit_by_bound", "main", "predict", "process_group"]
+__all__ += ["train"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def train(
             optimizer.step()
             seconds.append(time.perf_counter() - start)
             on_step(losses[-1])
-    return Trained(model.eval(), likelihood.eval(), losses, float(torch.tensor(seconds).median()))
+    return Trained(model.eval(), likelihood.eval(), losses, median(seconds))
 
 
 def _batches(n: int, config: SVGPConfig, generator: torch.Generator) -> Iterator[Tensor]:
@@ -201,15 +207,46 @@ def predict(trained: Trained, x: Tensor, batch_size: int = 4096) -> tuple[Tensor
     return means, torch.cat([part.variance for part in parts]).sqrt()
 
 
+def fit_by_bound(makers: Sequence[Maker], split: Split, epochs: int) -> Predictions:
+    """A sparse GP for the regression benchmark, its hyperparameters learned by the evidence bound.
+
+    Args:
+        makers: Of kernels to choose from, by the mean bound of the last pass over the data.
+        split: The data.
+        epochs: Passes over the data for each kernel.
+
+    Returns:
+        The predictions; NaN if every kernel failed.
+    """
+    n = len(split.train_y)
+    default = SVGPConfig(epochs=epochs)
+    config = replace(
+        default,
+        num_inducing=min(n, default.num_inducing),
+        batch_size=min(n, default.batch_size),
+    )
+    seed = int(torch.randint(2**31, ()))
+    best, result, failures = math.inf, Predictions.none(split), 0
+    for index, maker in enumerate(makers):
+        kernel = start_kernel(maker, split)
+        try:
+            trained = train(kernel, split.train_x, split.train_y, config, seed)
+            loss = fmean(trained.losses[-len(trained.losses) // epochs :])
+            mean, std = predict(trained, split.test_x)
+        except FAILURES:
+            loss = math.nan
+        failures += math.isnan(loss)
+        if loss < best:
+            best, result = loss, Predictions(mean, std, index)
+    return replace(result, failures=failures)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train on a split of a data set and print the scores of the test part.
 
     Args:
         arguments: Command-line arguments; those of the process if None.
     """
-    from gp_deq.benchmarks.demo import predictive_metrics
-    from gp_deq.benchmarks.regression import KERNELS
-
     parser = argparse.ArgumentParser(
         prog="python -m gp_deq.benchmarks.svgp", description=str(main.__doc__)
     )
@@ -228,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with process_group() as (rank, world):
         device = _device()
         trained = train(
-            maker(split.train_x.shape[-1]).double(),
+            start_kernel(maker, split),
             split.train_x.to(device),
             split.train_y.to(device),
             config,
@@ -236,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if rank > 0:
             return
-        _print(trained, split, device, world, predictive_metrics)
+        _print(trained, split, device, world)
 
 
 def _device() -> torch.device:
@@ -245,16 +282,10 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
-def _print(
-    trained: Trained,
-    split: Split,
-    device: torch.device,
-    world: int,
-    metrics: Callable[..., object],
-) -> None:
+def _print(trained: Trained, split: Split, device: torch.device, world: int) -> None:
     mean, std = predict(trained, split.test_x.to(device))
     found = vars(
-        metrics(
+        predictive_metrics(
             split.y_mean + split.y_std * mean.cpu(),
             split.y_std * std.cpu(),
             split.y_mean + split.y_std * split.test_y,

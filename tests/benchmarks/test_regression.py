@@ -12,22 +12,20 @@ pytest.importorskip("joblib")
 pytest.importorskip("pandas")
 pytest.importorskip("typer")
 
+from gpytorch.kernels import RBFKernel
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics.pairwise import laplacian_kernel, rbf_kernel
 from sklearn.model_selection import PredefinedSplit, cross_val_score
 from typer.testing import CliRunner
 
 from gp_deq import cli
-from gp_deq.benchmarks import regression
-from gp_deq.benchmarks.regression import (
-    KERNELS,
-    RegressionConfig,
-    cross_validated_error,
-    fit_by_likelihood,
-    fit_by_ridge,
-    run_regression,
-)
+from gp_deq.benchmarks import likelihood, regression, ridge
+from gp_deq.benchmarks.contestants import KERNELS, start_kernel
+from gp_deq.benchmarks.likelihood import fit_by_likelihood
+from gp_deq.benchmarks.regression import PROTOCOLS, RegressionConfig, run_regression
 from gp_deq.benchmarks.report import report
+from gp_deq.benchmarks.ridge import RIDGES, cross_validated_error, fit_by_ridge, settings
+from gp_deq.benchmarks.svgp import fit_by_bound
 from gp_deq.datasets import Dataset, load, train_test_split
 
 
@@ -71,13 +69,13 @@ def test_cross_validation_is_exact_at_the_smallest_ridge() -> None:
     x, y = split.train_x, split.train_y
     matrix = (-torch.cdist(x, x).square() / 200).exp()
     parts = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).chunk(5)
-    ridge, squares = regression._RIDGES[0], 0.0
+    smallest, squares = RIDGES[0], 0.0
     for part in parts:
         rest = torch.tensor([i for i in range(len(y)) if i not in set(part.tolist())])
-        gram = matrix[rest][:, rest] + ridge * torch.eye(len(rest), dtype=torch.float64)
+        gram = matrix[rest][:, rest] + smallest * torch.eye(len(rest), dtype=torch.float64)
         mean = matrix[part][:, rest] @ torch.linalg.solve(gram, y[rest])
         squares += float((y[part] - mean).square().sum())
-    assert cross_validated_error(matrix, y, ridge, parts) == pytest.approx(
+    assert cross_validated_error(matrix, y, smallest, parts) == pytest.approx(
         squares / len(y), rel=1e-5
     )
 
@@ -85,24 +83,24 @@ def test_cross_validation_is_exact_at_the_smallest_ridge() -> None:
 @pytest.mark.parametrize("name", KERNELS)
 def test_every_kernel_has_as_many_settings_and_predicts(name: str) -> None:
     split = train_test_split(small())
-    settings = list(regression._settings(KERNELS[name], 10, 4))
-    assert len(settings) == 4
-    assert all(0 <= index < len(KERNELS[name]) for index, _ in settings)
+    found = list(settings(KERNELS[name], 10, 4))
+    assert len(found) == 4
+    assert all(0 <= index < len(KERNELS[name]) for index, _ in found)
     torch.manual_seed(0)
-    found = fit_by_ridge(KERNELS[name], split, 2)
-    assert bool(found.mean.isfinite().all()) and bool((found.std > 0).all())
+    predictions = fit_by_ridge(KERNELS[name], split, 2)
+    assert bool(predictions.mean.isfinite().all()) and bool((predictions.std > 0).all())
 
 
 def test_ridge_predictions_are_those_of_scikit_learn() -> None:
     split = train_test_split(small())
     torch.manual_seed(0)
     found = fit_by_ridge(KERNELS["RBF"], split, 1)
-    ((_, kernel),) = regression._settings(KERNELS["RBF"], 10, 1)
+    ((_, kernel),) = settings(KERNELS["RBF"], 10, 1)
     gamma = float(0.5 / kernel.lengthscale.detach().square())
     matrix = rbf_kernel(split.train_x.numpy(), gamma=gamma)
     errors = []
-    for ridge in regression._RIDGES:
-        model = KernelRidge(alpha=ridge * (1 - matrix.mean()), kernel="rbf", gamma=gamma)
+    for multiple in RIDGES:
+        model = KernelRidge(alpha=multiple * (1 - matrix.mean()), kernel="rbf", gamma=gamma)
         mean = model.fit(split.train_x.numpy(), split.train_y.numpy()).predict(split.test_x.numpy())
         errors.append(float((found.mean - torch.as_tensor(mean)).abs().max()))
     assert min(errors) < 1e-10
@@ -118,11 +116,43 @@ def test_likelihood_keeps_the_best_start(name: str) -> None:
     assert float(r2) > 0
 
 
+@pytest.mark.parametrize("name", ["DEQ-NNGP relu", "RBF"])
+def test_sparse_fits_learn(name: str) -> None:
+    """A smooth function with one part of noise in a hundred, every row an inducing point."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 2, dtype=torch.float64, generator=generator)
+    y = (x[:, 0] - x[:, 1]).sin() + 0.1 * torch.randn(100, generator=generator).double()
+    split = train_test_split(Dataset("waves", x, y, ("a", "b")))
+    torch.manual_seed(0)
+    found, short = (fit_by_bound(KERNELS[name], split, epochs) for epochs in (400, 3))
+    errors = [float((p.mean - split.test_y).square().mean()) for p in (found, short)]
+    assert found.failures == 0 and bool((found.std > 0).all())
+    assert errors[0] < 0.3 < errors[1]
+
+
+def test_sparse_fits_choose_among_depths_and_survive_failures() -> None:
+    class Broken(RBFKernel):
+        def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
+            raise RuntimeError("no")
+
+    split = train_test_split(small())
+    found = fit_by_bound((lambda dims: Broken(), *KERNELS["RBF"]), split, 2)
+    assert found.failures == 1 and found.chosen == 1 and bool(found.mean.isfinite().all())
+    assert bool(fit_by_bound((lambda dims: Broken(),), split, 1).mean.isnan().all())
+
+
+def test_protocols_fit_their_kernels_and_data() -> None:
+    assert set(PROTOCOLS["sparse"].kernels) == set(KERNELS) - {"NNGP", "NTK"}
+    for name, protocol in PROTOCOLS.items():
+        config = RegressionConfig(name, protocol.datasets, protocol.kernels, seeds=2)
+        assert len(config.keys) == 2 * len(protocol.datasets) * len(protocol.kernels)
+
+
 def test_all_starts_failing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(regression, "fit_gpytorch_mll_scipy", fail)
+    monkeypatch.setattr(likelihood, "fit_gpytorch_mll_scipy", fail)
     config = RegressionConfig(datasets=("diabetes",), kernels=("RBF",), seeds=1, budget=2)
     (result,) = run_regression(config)
     assert result.failures == 2 and math.isnan(result.rmse) and math.isnan(result.coverage)
@@ -132,7 +162,7 @@ def test_all_starts_failing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_all_settings_failing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regression, "cross_validated_error", lambda *arguments: math.inf)
+    monkeypatch.setattr(ridge, "cross_validated_error", lambda *arguments: math.inf)
     config = RegressionConfig("ridge", ("diabetes",), ("RBF",), seeds=1, budget=2)
     (result,) = run_regression(config)
     assert result.failures == 18 and math.isnan(result.rmse) and math.isnan(result.coverage)
@@ -141,7 +171,7 @@ def test_all_settings_failing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> No
 def test_stationary_kernels_start_where_the_others_do() -> None:
     """The same correlation at a given distance, to first order, as lengthscales of 0.69."""
     split = train_test_split(small())
-    kernel = regression._start(KERNELS["RBF"][0], split, perturb=False)
+    kernel = start_kernel(KERNELS["RBF"][0], split)
     assert kernel.lengthscale.unique().item() == pytest.approx(
         math.log(2) * math.sqrt(10), rel=1e-3
     )
@@ -176,8 +206,9 @@ def test_same_numbers_again_and_after_a_kill(tmp_path: Path) -> None:
     assert len(found.draw().axes) == 2
 
 
-def test_command(tmp_path: Path) -> None:
-    arguments = ["benchmark", "regression", "--protocol", "ridge", "--dataset", "diabetes"]
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_command(tmp_path: Path, protocol: str) -> None:
+    arguments = ["benchmark", "regression", "--protocol", protocol, "--dataset", "diabetes"]
     arguments += ["--kernel", "RBF", "--kernel", "Matérn-5/2", "--seeds", "1", "--budget", "1"]
     arguments += ["--jobs", "1", "--output", str(tmp_path / "a.png")]
     arguments += ["--csv", str(tmp_path / "a.csv"), "--tables", str(tmp_path)]
