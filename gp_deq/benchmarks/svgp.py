@@ -33,8 +33,8 @@ from gp_deq.benchmarks.contestants import KERNELS, Maker, Predictions, start_ker
 from gp_deq.benchmarks.demo import predictive_metrics
 from gp_deq.datasets import Split, load, train_test_split
 
-__all__ = ["SVGP", "SVGPConfig", "Trained", "fit_by_bound", "main", "predict", "process_group"]
-__all__ += ["train"]
+__all__ = ["SVGP", "SVGPConfig", "Trained", "fit_by_bound", "main", "predict"]
+__all__ += ["process_device", "process_group", "train"]
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # of the families of depths, the third
     maker = (KERNELS[options.kernel] * 3)[2]
     with process_group() as (rank, world):
-        device = _device()
+        device = process_device()
         trained = train(
             start_kernel(maker, split),
             split.train_x.to(device),
@@ -276,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print(trained, split, device, world)
 
 
-def _device() -> torch.device:
+def process_device() -> torch.device:
+    """The GPU of this process, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")

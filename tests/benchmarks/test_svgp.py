@@ -13,6 +13,7 @@ pytest.importorskip("joblib")
 
 from gpytorch.kernels import RBFKernel
 
+from gp_deq.benchmarks import svgp_speed
 from gp_deq.benchmarks.svgp import SVGPConfig, predict, train
 from gp_deq.kernels import DEQNNGPKernel
 
@@ -75,3 +76,13 @@ def test_two_processes_take_the_steps_of_one() -> None:
     one, two = scores(1), scores(2)
     assert one == pytest.approx(two, rel=1e-7)
     assert {"last loss", "rmse", "nlpd"} <= one.keys()
+
+
+def test_speed_prints_a_ratio_for_each_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    svgp_speed.main(
+        ["diabetes", "--rounds", "1", "--num-inducing", "16", "--batch-size", "32"],
+    )
+    printed = capsys.readouterr().out
+    ratios = dict(re.findall(r"^  (\S.*?) +[\d.]+ s +([\d.]+)$", printed, re.MULTILINE))
+    assert ratios.keys() >= {"DEQ-NNGP relu", "DEKer relu", "Matérn-5/2"}
+    assert float(ratios["Matérn-5/2"]) == 1.0
