@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,21 +28,22 @@ from torch import Tensor
 from gp_deq.bayesopt.covar_modules import KERNELS, Priors, build
 from gp_deq.benchmarks.bo import FAILURES, BOConfig, optimize
 from gp_deq.benchmarks.problems import BENCHMARK, TRAINING, Problem, make_problem
+from gp_deq.benchmarks.runs import Row, RunFile, run_missing
 
 try:
     import pandas as pd
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
     from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-    from joblib import Parallel, delayed
-    from rich.progress import track
+    from joblib import Parallel, delayed, parallel_config
+    from rich.progress import Progress, track
 except ImportError as error:
     raise ImportError('the experiment needs pip install "gp_deq[bo,cli]"') from error
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["CANDIDATES", "compare", "compare_optimization", "summarize", "training_data"]
+__all__ = ["CANDIDATES", "Fit", "compare", "compare_optimization", "summarize", "training_data"]
 
 
 def _log_normal(mode: float, scale: float) -> tuple[float, float]:
@@ -133,7 +136,38 @@ class _Counted(ExactMarginalLogLikelihood):
         return super().forward(*args, **kwargs)
 
 
-def _fit(name: str, problem_name: str, n: int, seed: int) -> dict[str, object]:
+@dataclass(frozen=True)
+class Fit(Row):
+    """A model fitted to a data set; a row of the CSV file.
+
+    Args:
+        model: Of `CANDIDATES`.
+        problem: Its name.
+        n: Number of observations.
+        seed: Of the data.
+        nlpd: Mean negative log predictive density of the held-out points, in nats.
+        r2: Share of their variance that is explained.
+        noise: Variance of the noise, learned.
+        seconds: Of the fit.
+        evaluations: Of the likelihood.
+        failed: 1 if the fit failed numerically.
+    """
+
+    model: str
+    problem: str
+    n: int
+    seed: int
+    nlpd: float
+    r2: float
+    noise: float
+    seconds: float
+    evaluations: int
+    failed: int
+
+    keys = ("model", "problem", "n", "seed")
+
+
+def _fit(name: str, problem_name: str, n: int, seed: int) -> Fit:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     problem = make_problem(problem_name, seed)
@@ -155,18 +189,18 @@ def _fit(name: str, problem_name: str, n: int, seed: int) -> dict[str, object]:
     residual = test_y - posterior.mean
     variance = posterior.variance
     nlpd = 0.5 * ((2 * math.pi * variance).log() + residual.square() / variance)
-    return {
-        "model": name,
-        "problem": problem_name,
-        "n": n,
-        "seed": seed,
-        "nlpd": nlpd.mean().item(),
-        "r2": 1 - (residual.square().sum() / (test_y - test_y.mean()).square().sum()).item(),
-        "noise": model.likelihood.noise.item(),
-        "seconds": seconds,
-        "evaluations": mll.evaluations,
-        "failed": failed,
-    }
+    return Fit(
+        name,
+        problem_name,
+        n,
+        seed,
+        nlpd.mean().item(),
+        1 - (residual.square().sum() / (test_y - test_y.mean()).square().sum()).item(),
+        model.likelihood.noise.item(),
+        seconds,
+        mll.evaluations,
+        int(failed),
+    )
 
 
 def compare(
@@ -175,8 +209,9 @@ def compare(
     sizes: Sequence[int] = (20, 60),
     num_seeds: int = 2,
     jobs: int = -1,
+    path: str | os.PathLike[str] | None = None,
 ) -> DataFrame:
-    """Fits every model to every data set.
+    """Fits every model to every data set; fits that the file already holds are taken from it.
 
     Args:
         names: Of `CANDIDATES`.
@@ -184,19 +219,31 @@ def compare(
         sizes: Numbers of observations.
         num_seeds: Number of data sets for each problem and size.
         jobs: Processes, as in joblib.
+        path: Of a CSV file that receives each fit as soon as it is done; none if None.
 
     Returns:
         A row for each fit.
+
+    Raises:
+        ValueError: the file is not one that this function wrote.
     """
-    tasks = [
-        delayed(_fit)(name, problem, n, seed)
+    keys = [
+        (name, problem, n, seed)
         for seed in range(num_seeds)
         for problem in problems
         for n in sizes
         for name in names
     ]
-    rows = Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
-    return pd.DataFrame(list(track(rows, "fits", total=len(tasks))))
+    with Progress() as progress, parallel_config("loky", n_jobs=jobs):
+        bar = progress.add_task("fits", total=len(keys))
+        fits = run_missing(
+            RunFile(Fit, path),
+            keys,
+            lambda key: delayed(_fit)(*key),
+            lambda key: f"{key[1]}, {key[0]}",
+            on_run=lambda name: progress.update(bar, advance=1, description=name),
+        )
+    return pd.DataFrame([vars(fit) for fit in fits])
 
 
 def summarize(fits: DataFrame) -> DataFrame:
@@ -286,15 +333,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--optimize", type=int, metavar="STEPS", help="optimise the problems")
     parser.add_argument("--jobs", type=int, default=-1, help="processes")
-    parser.add_argument("--csv", help="file for the fits")
+    parser.add_argument("--csv", help="file for the fits; those it holds are not repeated")
     options = parser.parse_args(arguments)
     names, problems, seeds, jobs = options.models, options.problems, options.seeds, options.jobs
     if options.optimize:
         table = compare_optimization(names, problems, options.optimize, seeds, jobs)
     else:
-        fits = compare(names, problems, num_seeds=seeds, jobs=jobs)
-        if options.csv:
-            fits.to_csv(options.csv, index=False)
+        fits = compare(names, problems, num_seeds=seeds, jobs=jobs, path=options.csv)
         table = summarize(fits)
     whole = ("display.width", 160, "display.max_rows", None, "display.max_columns", None)
     with pd.option_context(*whole):

@@ -54,7 +54,7 @@ class SVGPConfig:
     num_inducing: int = 512
     batch_size: int = 1024
     epochs: int = 20
-    learning_rate: float = 0.01
+    learning_rate: float = 0.05
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
