@@ -389,14 +389,14 @@ def build_app() -> "typer.Typer":
         seeds: Annotated[
             int | None,
             typer.Option(
-                help="Number of splits of each data set.  [default: 5; ridge: 20; sparse: 3]"
+                help="Number of splits of each data set.  [default: 5; ridge: 20; sparse: 2]"
             ),
         ] = None,
         budget: Annotated[
             int | None,
             typer.Option(
                 help="Starts (likelihood), settings (ridge) or passes over the data (sparse) of "
-                "each kernel.  [default: 2; ridge: 24; sparse: 20]"
+                "each kernel.  [default: 2; ridge: 24; sparse: 10]"
             ),
         ] = None,
         minutes: Annotated[
