@@ -1,4 +1,4 @@
-"""Derivatives of a root by the implicit function theorem, of any order."""
+"""Derivatives of roots and fixed points by the implicit function theorem, of any order."""
 
 from __future__ import annotations
 
@@ -67,3 +67,69 @@ class _ImplicitRoot(torch.autograd.Function):
                 )
             )
         return None, None, *(next(found) if need else None for need in needed)
+
+
+def implicit_fixed_point(
+    point: Tensor,
+    layer: Callable[..., Tensor],
+    solve_adjoint: Callable[..., Tensor],
+    *parameters: Tensor,
+) -> Tensor:
+    r"""Attaches :math:`dz = (I - J)^{-1} \partial_p F\, dp` to a fixed point :math:`z = F(z; p)`.
+
+    Args:
+        point: The fixed point, solved without a graph.
+        layer: :math:`F`, maps the point and the parameters to a tensor of the point's shape.
+        solve_adjoint: Maps a gradient ``g``, the point and the parameters to :math:`(I -
+            J^\top)^{-1} g`, where :math:`J = \partial_z F`. For second derivatives it must be
+            differentiable.
+        *parameters: Tensors.
+
+    Returns:
+        The same point, with derivatives.
+    """
+    return _ImplicitFixedPoint.apply(point, layer, solve_adjoint, *parameters)
+
+
+class _ImplicitFixedPoint(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        point: Tensor,
+        layer: Callable[..., Tensor],
+        solve_adjoint: Callable[..., Tensor],
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.layer, ctx.solve_adjoint = layer, solve_adjoint
+        result = point.clone()
+        ctx.save_for_backward(result, *parameters)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        point, *parameters = ctx.saved_tensors
+        differentiable = torch.is_grad_enabled()
+        needed = ctx.needs_input_grad[3:]
+        adjoint = ctx.solve_adjoint(grad, point, *parameters)
+        with torch.enable_grad():
+            # aliases stop the differentiation at this function's own arguments
+            if differentiable:
+                leaves = [tensor.view_as(tensor) for tensor in parameters]
+            else:
+                point = point.detach()
+                leaves = [
+                    tensor.detach().requires_grad_(need)
+                    for tensor, need in zip(parameters, needed, strict=True)
+                ]
+            wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+            found = iter(
+                torch.autograd.grad(
+                    ctx.layer(point, *leaves),
+                    wanted,
+                    adjoint,
+                    create_graph=differentiable,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
+        return None, None, None, *(next(found) if need else None for need in needed)

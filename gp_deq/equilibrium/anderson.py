@@ -1,0 +1,93 @@
+"""Anderson's acceleration of fixed-point iterations, for many independent ones at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .report import SolverMonitor
+
+#: Iterates that are kept.
+_MEMORY = 6
+#: Tikhonov term of the least squares, relative to their largest diagonal entry.
+_RIDGE = 1e-10
+
+
+def anderson(
+    layer: Callable[[Tensor], Tensor],
+    start: Tensor,
+    tolerance: float,
+    max_iterations: int,
+    monitor: SolverMonitor,
+    damping: float | Tensor = 1.0,
+) -> Tensor:
+    r"""A fixed point :math:`z = F(z)`, without a graph.
+
+    The iteration is :math:`z + \tau (F(z) - z)`, accelerated by the combination of the last six
+    iterates that has the least residual (Walker and Ni 2011, "Anderson acceleration for fixed-point
+    iterations"). An accelerated point whose residual is more than twice that of the best so far is
+    replaced by a step of the iteration from that, and the memory is emptied, so that the method
+    converges where the iteration does.
+
+    Args:
+        layer: :math:`F`; maps ``... x n`` to the same shape. Leading dimensions are independent
+            problems.
+        start: First points, ``... x n``.
+        tolerance: Of the residual :math:`|F(z) - z|`, Euclidean and relative to
+            :math:`1 + |F(z)|`, for every problem.
+        max_iterations: Evaluations of ``layer`` at most.
+        monitor: Is told iterations and last residuals.
+        damping: :math:`\tau`, in (0, 1].
+
+    Returns:
+        The points of the least residuals, ``... x n``.
+    """
+    shape = start.shape
+    point = start.reshape(-1, shape[-1])
+    best = point
+    least = torch.full_like(point[:, 0], torch.inf)
+    points, residuals = point.new_zeros(2, _MEMORY, *point.shape)
+    filled = torch.zeros_like(least, dtype=torch.long)
+    step = torch.zeros_like(point)
+    relative, count = torch.zeros_like(least), 0
+    for count in range(1, max_iterations + 1):
+        value = layer(point.reshape(shape)).reshape(point.shape)
+        residual = value - point
+        size = residual.norm(dim=-1)
+        size = size.masked_fill(size.isnan(), torch.inf)
+        better = size < least
+        worse = (size > 2 * least) | size.isinf()
+        best = torch.where(better[:, None], point, best)
+        step = torch.where(better[:, None], residual, step)
+        relative = torch.where(better, size / (1 + value.norm(dim=-1)), relative)
+        least = torch.minimum(size, least)
+        if bool((relative <= tolerance).all()) and bool(least.isfinite().all()):
+            break
+        # a problem that got worse starts again from its best point
+        filled = torch.where(worse, 0, filled)
+        point = torch.where(worse[:, None], best, point)
+        residual = torch.where(worse[:, None], step, residual)
+        slot = (count - 1) % _MEMORY
+        points[slot], residuals[slot] = point, residual
+        filled = (filled + 1).clamp_max(_MEMORY)
+        age = (slot - torch.arange(_MEMORY, device=point.device)) % _MEMORY
+        point = _mix(points, residuals, age[:, None] < filled, damping)
+    monitor.record(count, torch.where(least.isfinite(), relative, torch.inf), tolerance)
+    return best.reshape(shape)
+
+
+def _mix(points: Tensor, residuals: Tensor, valid: Tensor, damping: float | Tensor) -> Tensor:
+    """The next points from ``memory x batch x n``; ``valid`` is ``memory x batch``."""
+    kept = torch.where(valid[..., None], residuals, 0.0).transpose(0, 1)
+    gram = kept @ kept.mT
+    scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+    gram = gram / scale.masked_fill(scale == 0, 1.0)
+    ridge = torch.where(valid.mT, _RIDGE, 1.0)  # what is not in use gets no weight
+    gram = gram + torch.diag_embed(ridge)
+    ones = valid.mT.to(gram.dtype).unsqueeze(-1)
+    weights = torch.linalg.solve(gram, ones)
+    weights = (weights / weights.sum(-2, keepdim=True)).transpose(0, 1)
+    mixed = torch.where(valid[..., None], points + damping * residuals, 0.0)
+    return (weights * mixed).sum(0)

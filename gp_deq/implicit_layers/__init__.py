@@ -1,0 +1,26 @@
+"""Layers that solve a kernel generalised linear model in their forward pass."""
+
+from .exponential_family import (
+    Bernoulli,
+    Binomial,
+    ContinuousBernoulli,
+    ExponentialFamily,
+    Gaussian,
+    Poisson,
+    SignedBernoulli,
+    get_family,
+)
+from .kernel_glm import GLMWeights, KernelGLM
+
+__all__ = [
+    "Bernoulli",
+    "Binomial",
+    "ContinuousBernoulli",
+    "ExponentialFamily",
+    "GLMWeights",
+    "Gaussian",
+    "KernelGLM",
+    "Poisson",
+    "SignedBernoulli",
+    "get_family",
+]

@@ -1,0 +1,208 @@
+r"""The most probable natural parameters of an exponential family under a Gaussian prior.
+
+For :math:`f = m + K\alpha` the objective
+
+.. math:: \Psi(\alpha) = \tfrac12 \alpha^\top K \alpha + \sum_i [A(f_i) - T_i f_i]
+
+is strictly convex in :math:`f`, and its minimum is where :math:`\alpha = T - A'(f)`: a fixed point
+of :math:`f = m + K(T - A'(f))`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from linear_operator.utils.errors import NotPSDError
+from torch import Tensor
+
+from .. import settings
+from ..equilibrium.implicit import implicit_fixed_point
+from ..equilibrium.report import SolverMonitor
+from .exponential_family import ExponentialFamily
+
+_HALVINGS = 60
+
+
+class Curvature(NamedTuple):
+    r"""Factors of :math:`B = I + W^{1/2} K W^{1/2}`, :math:`W = A''(f)`.
+
+    Args:
+        root: :math:`W^{1/2}`, ``... x n x 1``.
+        factor: Lower Cholesky factor of ``B``, ``... x n x n``.
+    """
+
+    root: Tensor
+    factor: Tensor
+
+    @classmethod
+    def at(cls, eta: Tensor, covariance: Tensor, family: ExponentialFamily) -> Curvature:
+        """Those at some natural parameters.
+
+        Args:
+            eta: ``... x n``.
+            covariance: ``K``, ``... x n x n``.
+            family: Of the targets.
+
+        Raises:
+            NotPSDError: the covariance is not positive semi-definite.
+        """
+        root = family.std(eta).unsqueeze(-1)
+        matrix = root * covariance * root.mT
+        matrix = matrix + torch.eye(eta.shape[-1], dtype=eta.dtype, device=eta.device)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if bool((info != 0).any()):
+            raise NotPSDError(_INDEFINITE)
+        return cls(root, factor)
+
+    def solve(self, vector: Tensor) -> Tensor:
+        r""":math:`W^{1/2} B^{-1} W^{1/2} v = (W^{-1} + K)^{-1} v`, also where ``W`` is zero.
+
+        Args:
+            vector: ``... x n x k``.
+        """
+        return self.root * torch.cholesky_solve(self.root * vector, self.factor)
+
+
+_INDEFINITE = (
+    "The kernel matrix is not positive semi-definite: the kernel is not a covariance, or its "
+    "values have lost their digits. Use float64, or see whether the kernel is one."
+)
+
+
+def check_covariance(covariance: Tensor) -> None:
+    """Refuse what is not a covariance matrix.
+
+    Args:
+        covariance: ``... x n x n``.
+
+    Raises:
+        ValueError: it is not finite, or not symmetric.
+        NotPSDError: it has an eigenvalue below zero by more than rounding.
+    """
+    matrix = covariance.detach()
+    n = matrix.shape[-1]
+    if not bool(matrix.isfinite().all()):
+        raise ValueError("The kernel matrix has NaN or infinite entries.")
+    if not matrix.numel():
+        return
+    rounding = 10 * n * torch.finfo(matrix.dtype).eps
+    level = matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
+    if bool(((matrix - matrix.mT).abs() > rounding * level).any()):
+        raise ValueError("The kernel matrix is not symmetric.")
+    shift = torch.eye(n, dtype=matrix.dtype, device=matrix.device) * rounding * level
+    _, info = torch.linalg.cholesky_ex(matrix + shift + torch.finfo(matrix.dtype).tiny)
+    if bool((info != 0).any()):
+        raise NotPSDError(_INDEFINITE)
+
+
+def most_probable(
+    covariance: Tensor,
+    statistic: Tensor,
+    family: ExponentialFamily,
+    monitor: SolverMonitor,
+    offset: Tensor | None = None,
+) -> Tensor:
+    r"""Minimises the objective by Newton's method, and attaches the derivatives of the minimum.
+
+    Each Newton step is a weighted least-squares problem, solved through :math:`B = I + W^{1/2} K
+    W^{1/2}` (Rasmussen and Williams 2006, algorithm 3.1), so that ``K`` may be singular; a step is
+    halved until the objective falls enough, which makes the method converge from everywhere. The
+    derivatives are :math:`df = (I + KW)^{-1}(dK \alpha + K\, dT + dm)`.
+
+    Args:
+        covariance: ``K``, ``... x n x n``, positive semi-definite.
+        statistic: ``T``, ``... x n``.
+        family: Of the targets.
+        monitor: Is told iterations and the last step, relative to ``1 + max |f|``.
+        offset: ``m``, of a shape that broadcasts with ``T``; None for zero.
+
+    Returns:
+        The natural parameters ``f``, ``... x n``.
+
+    Raises:
+        NotPSDError: the covariance is not positive semi-definite.
+    """
+    if offset is None:
+        offset = torch.zeros_like(statistic)
+    with torch.no_grad():
+        eta = _newton(covariance, statistic, family, monitor, offset)
+    return attach(eta, covariance, statistic, family, offset)
+
+
+def attach(
+    eta: Tensor, covariance: Tensor, statistic: Tensor, family: ExponentialFamily, offset: Tensor
+) -> Tensor:
+    """Attaches derivatives to natural parameters that were found without a graph.
+
+    Args:
+        eta: The minimum, ``... x n``.
+        covariance: As for :func:`most_probable`.
+        statistic: As there.
+        family: As there.
+        offset: As there.
+    """
+
+    def layer(eta: Tensor, covariance: Tensor, statistic: Tensor, offset: Tensor) -> Tensor:
+        residual = (statistic - family.mean(eta)).unsqueeze(-1)
+        return offset + (covariance @ residual).squeeze(-1)
+
+    def solve_adjoint(grad: Tensor, eta: Tensor, covariance: Tensor, *others: Tensor) -> Tensor:
+        # (I + WK)^-1 by Woodbury's identity
+        column = grad.unsqueeze(-1)
+        curvature = Curvature.at(eta, covariance, family)
+        return (column - curvature.solve(covariance @ column)).squeeze(-1)
+
+    return implicit_fixed_point(eta, layer, solve_adjoint, covariance, statistic, offset)
+
+
+def _newton(
+    covariance: Tensor,
+    statistic: Tensor,
+    family: ExponentialFamily,
+    monitor: SolverMonitor,
+    offset: Tensor,
+) -> Tensor:
+    shape = torch.broadcast_shapes(covariance.shape[:-1], statistic.shape, offset.shape)
+    statistic, offset = statistic.expand(shape), offset.expand(shape)
+    eps = torch.finfo(statistic.dtype).eps
+    tolerance = settings.solver_tolerance.value(statistic.dtype)
+
+    def objective(alpha: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+        terms = torch.stack(
+            [alpha * (eta - offset) / 2, family.log_partition(eta), -statistic * eta]
+        )
+        return terms.sum((0, -1)), eps * terms.abs().sum((0, -1))
+
+    alpha, eta = torch.zeros_like(statistic), offset.clone()
+    value, rounding = objective(alpha, eta)
+    relative, count = torch.zeros_like(value), 0
+    while eta.numel() and count < settings.max_solver_iterations.value():
+        count += 1
+        curvature = Curvature.at(eta, covariance, family)
+        gradient = statistic - family.mean(eta)
+        target = (family.variance(eta) * (eta - offset) + gradient).unsqueeze(-1)
+        proposal = (target - curvature.solve(covariance @ target)).squeeze(-1)
+        reached = offset + (covariance @ proposal.unsqueeze(-1)).squeeze(-1)
+        step, slope = reached - eta, ((reached - eta) * (alpha - gradient)).sum(-1)
+        # what the sums in K alpha lose; and, after ten steps, alpha itself
+        terms = proposal.abs().unsqueeze(-1) + (target.abs() if count > 10 else 0)
+        noise = 4 * eps * (covariance.abs() @ terms).squeeze(-1).amax(-1)
+        size = step.abs().amax(-1)
+        scale = 1 + reached.abs().amax(-1)
+        length = torch.ones_like(value)
+        for _ in range(_HALVINGS):
+            part = length.unsqueeze(-1)
+            new_alpha = alpha + part * (proposal - alpha)
+            new_eta = eta + part * step
+            new_value, new_rounding = objective(new_alpha, new_eta)
+            accepted = new_value <= value + 1e-4 * length * slope + 8 * rounding
+            if bool(accepted.all()):
+                break
+            length = torch.where(accepted, length, length / 2)
+        alpha, eta, value, rounding = new_alpha, new_eta, new_value, new_rounding
+        relative = ((size - noise).clamp_min(0) / scale).nan_to_num(torch.inf, torch.inf)
+        if bool((relative <= tolerance).all()):
+            break
+    monitor.record(count, relative, tolerance)
+    return eta
