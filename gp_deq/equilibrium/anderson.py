@@ -11,8 +11,6 @@ from .report import SolverMonitor
 
 #: Iterates that are kept.
 _MEMORY = 6
-#: Tikhonov term of the least squares, relative to their largest diagonal entry.
-_RIDGE = 1e-10
 
 
 def anderson(
@@ -27,9 +25,8 @@ def anderson(
 
     The iteration is :math:`z + \tau (F(z) - z)`, accelerated by the combination of the last six
     iterates that has the least residual (Walker and Ni 2011, "Anderson acceleration for fixed-point
-    iterations"). An accelerated point whose residual is more than twice that of the best so far is
-    replaced by a step of the iteration from that, and the memory is emptied, so that the method
-    converges where the iteration does.
+    iterations"). An accelerated point whose residual is more than twice that of the point before is
+    replaced by a step of the plain iteration from there, and the memory is emptied.
 
     Args:
         layer: :math:`F`; maps ``... x n`` to the same shape. Leading dimensions are independent
@@ -45,30 +42,33 @@ def anderson(
         The points of the least residuals, ``... x n``.
     """
     shape = start.shape
+    if not start.numel():
+        monitor.record(0, start, tolerance)
+        return start
     point = start.reshape(-1, shape[-1])
-    best = point
+    best = last = point
     least = torch.full_like(point[:, 0], torch.inf)
+    last_size, last_residual = least, torch.zeros_like(point)
     points, residuals = point.new_zeros(2, _MEMORY, *point.shape)
     filled = torch.zeros_like(least, dtype=torch.long)
-    step = torch.zeros_like(point)
     relative, count = torch.zeros_like(least), 0
     for count in range(1, max_iterations + 1):
         value = layer(point.reshape(shape)).reshape(point.shape)
         residual = value - point
-        size = residual.norm(dim=-1)
-        size = size.masked_fill(size.isnan(), torch.inf)
+        size = residual.norm(dim=-1).nan_to_num(torch.inf, torch.inf)
         better = size < least
-        worse = (size > 2 * least) | size.isinf()
         best = torch.where(better[:, None], point, best)
-        step = torch.where(better[:, None], residual, step)
         relative = torch.where(better, size / (1 + value.norm(dim=-1)), relative)
         least = torch.minimum(size, least)
         if bool((relative <= tolerance).all()) and bool(least.isfinite().all()):
             break
-        # a problem that got worse starts again from its best point
+        # back to the point before the acceleration, whose plain step comes next
+        worse = (filled > 1) & (size > 2 * last_size)
+        point = torch.where(worse[:, None], last, point)
+        residual = torch.where(worse[:, None], last_residual, residual)
         filled = torch.where(worse, 0, filled)
-        point = torch.where(worse[:, None], best, point)
-        residual = torch.where(worse[:, None], step, residual)
+        last, last_residual = point, residual
+        last_size = torch.where(worse, last_size, size)
         slot = (count - 1) % _MEMORY
         points[slot], residuals[slot] = point, residual
         filled = (filled + 1).clamp_max(_MEMORY)
@@ -84,10 +84,11 @@ def _mix(points: Tensor, residuals: Tensor, valid: Tensor, damping: float | Tens
     gram = kept @ kept.mT
     scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
     gram = gram / scale.masked_fill(scale == 0, 1.0)
-    ridge = torch.where(valid.mT, _RIDGE, 1.0)  # what is not in use gets no weight
+    # what is not in use gets no weight; residuals of parallel directions share theirs
+    ridge = torch.where(valid.mT, max(1e-10, 10 * torch.finfo(gram.dtype).eps), 1.0)
     gram = gram + torch.diag_embed(ridge)
     ones = valid.mT.to(gram.dtype).unsqueeze(-1)
-    weights = torch.linalg.solve(gram, ones)
+    weights = torch.linalg.solve_ex(gram, ones).result
     weights = (weights / weights.sum(-2, keepdim=True)).transpose(0, 1)
     mixed = torch.where(valid[..., None], points + damping * residuals, 0.0)
     return (weights * mixed).sum(0)

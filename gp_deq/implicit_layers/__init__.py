@@ -1,5 +1,6 @@
 """Layers that solve a kernel generalised linear model in their forward pass."""
 
+from .deq_layer import ConvDEQLayer, DEQLayer
 from .exponential_family import (
     Bernoulli,
     Binomial,
@@ -16,6 +17,8 @@ __all__ = [
     "Bernoulli",
     "Binomial",
     "ContinuousBernoulli",
+    "ConvDEQLayer",
+    "DEQLayer",
     "ExponentialFamily",
     "GLMWeights",
     "Gaussian",
