@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import settings
 from ..equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
 from .exponential_family import ExponentialFamily, get_family
-from .map_solver import attach, check_covariance, most_probable
+from .map_solver import attach, check_covariance, check_data, most_probable
 
 __all__ = ["GLMWeights", "KernelGLM"]
 
@@ -148,7 +148,7 @@ class KernelGLM(gpytorch.Module):
             Y: As there.
             X_new: As there.
         """
-        _check(X, Y, X_new)
+        check_data(X, Y, X_new)
         self.family.check(Y)
         statistic = self.family.sufficient_statistic(Y)
         covariance = self.kernel(X).to_dense() / self.regularization
@@ -211,17 +211,3 @@ class KernelGLM(gpytorch.Module):
             ConvergenceWarning,
             stacklevel=4,
         )
-
-
-def _check(X: Tensor, Y: Tensor, X_new: Tensor | None) -> None:
-    if X.dim() < 2 or Y.dim() < 1 or Y.shape[-1] != X.shape[-2]:
-        raise ValueError(
-            f"X is to be ... x n x d and Y ... x n, but they are {tuple(X.shape)} and "
-            f"{tuple(Y.shape)}."
-        )
-    if X_new is not None and (X_new.dim() < 2 or X_new.shape[-1] != X.shape[-1]):
-        raise ValueError(
-            f"X_new is to be ... x m x {X.shape[-1]}, like X, but it is {tuple(X_new.shape)}."
-        )
-    if X.dtype != Y.dtype:
-        raise ValueError(f"X and Y are to have one dtype, but have {X.dtype} and {Y.dtype}.")

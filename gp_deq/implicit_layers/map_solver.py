@@ -96,6 +96,30 @@ def check_covariance(covariance: Tensor) -> None:
         raise NotPSDError(_INDEFINITE)
 
 
+def check_data(X: Tensor, Y: Tensor, X_new: Tensor | None = None) -> None:
+    """Refuse inputs and targets that do not go together.
+
+    Args:
+        X: Inputs, ``... x n x d``.
+        Y: Targets, ``... x n``.
+        X_new: Inputs to predict at, ``... x m x d``.
+
+    Raises:
+        ValueError: the shapes or dtypes do not fit.
+    """
+    if X.dim() < 2 or Y.dim() < 1 or Y.shape[-1] != X.shape[-2]:
+        raise ValueError(
+            f"X is to be ... x n x d and Y ... x n, but they are {tuple(X.shape)} and "
+            f"{tuple(Y.shape)}."
+        )
+    if X_new is not None and (X_new.dim() < 2 or X_new.shape[-1] != X.shape[-1]):
+        raise ValueError(
+            f"X_new is to be ... x m x {X.shape[-1]}, like X, but it is {tuple(X_new.shape)}."
+        )
+    if X.dtype != Y.dtype:
+        raise ValueError(f"X and Y are to have one dtype, but have {X.dtype} and {Y.dtype}.")
+
+
 def most_probable(
     covariance: Tensor,
     statistic: Tensor,
