@@ -1,0 +1,262 @@
+r"""A layer that starts as a kernel GLM, trained: ``python -m gp_deq.benchmarks.declarative``.
+
+After the smooth regression of Tsuchida et al. (2022, "Declarative nets that are equilibrium
+models", ICLR), smaller. A sequence is a smooth function at 50 points of :math:`[-2\pi, 2\pi]`,
+:math:`0.9 \sin(\omega x + \phi)` with random frequency and phase; the network sees it with noise
+and is to return it, in mean square. The network is
+
+.. math:: z = \tanh(W_1 z + W_2 y), \qquad \hat f = \tanh(W_3 z + W_4 y) ,
+
+and all four maps are trained, from three starts: "informed", the maps of `KernelGLM` with an RBF
+kernel and a regularization of the kernel matrix's norm; "naive", :math:`W_1 = W_3 = 0` and
+:math:`W_2 = W_4 = I`, which passes the noise on; "random", PyTorch's initialisation of linear
+layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from gpytorch.kernels import RBFKernel
+from torch import Tensor, nn
+
+from gp_deq.benchmarks.runs import Row, RunFile, run_missing
+from gp_deq.implicit_layers import DEQLayer, KernelGLM, SignedBernoulli
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["STARTS", "DeclarativeNetwork", "Settings", "Training", "draw", "main", "run"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The experiment.
+
+    Args:
+        num_points: Of a sequence.
+        num_train: Sequences to learn from.
+        num_test: Sequences to be scored on.
+        epochs: Passes over the training sequences.
+        batch_size: Sequences of a step of Adam.
+        learning_rate: Of Adam.
+        noise: Standard deviation of the noise.
+    """
+
+    num_points: int = 50
+    num_train: int = 2000
+    num_test: int = 500
+    epochs: int = 40
+    batch_size: int = 100
+    learning_rate: float = 1e-3
+    noise: float = 0.5
+
+
+class DeclarativeNetwork(nn.Module):
+    """An equilibrium and a read-out, each with a map of the state and one of the input.
+
+    Args:
+        num_points: Of a sequence.
+    """
+
+    def __init__(self, num_points: int) -> None:
+        super().__init__()
+        self.layer = DEQLayer(num_points, num_points, "tanh", bias=False, tolerance=1e-4)
+        self.from_state = nn.Linear(num_points, num_points, bias=False)
+        self.from_input = nn.Linear(num_points, num_points, bias=False)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Estimates of the functions.
+
+        Args:
+            y: Observations, ``... x num_points``.
+        """
+        return (self.from_state(self.layer(y)) + self.from_input(y)).tanh()
+
+    def assign(self, W1: Tensor, W2: Tensor, W3: Tensor, W4: Tensor) -> None:
+        """Sets the four maps.
+
+        Args:
+            W1: Of the state in the equilibrium.
+            W2: Of the input there.
+            W3: Of the state in the read-out.
+            W4: Of the input there.
+        """
+        with torch.no_grad():
+            self.layer.recurrent.weight = W1
+            self.layer.injection.weight.copy_(W2)
+            self.from_state.weight.copy_(W3)
+            self.from_input.weight.copy_(W4)
+
+
+def _points(num_points: int) -> Tensor:
+    return torch.linspace(-2 * math.pi, 2 * math.pi, num_points).unsqueeze(-1)
+
+
+def _informed(network: DeclarativeNetwork, num_points: int) -> None:
+    X = _points(num_points)
+    glm = KernelGLM(RBFKernel(), SignedBernoulli())
+    with torch.no_grad():
+        glm.kernel.lengthscale = 1.0
+        glm.regularization = torch.linalg.matrix_norm(glm.kernel(X).to_dense(), 2)
+        network.assign(*glm.weights(X))
+
+
+def _naive(network: DeclarativeNetwork, num_points: int) -> None:
+    zero, eye = torch.zeros(num_points, num_points), torch.eye(num_points)
+    network.assign(zero, eye, zero, eye)
+
+
+#: What the starts do to a network of PyTorch's initialisation, by name.
+STARTS: Mapping[str, Callable[[DeclarativeNetwork, int], None]] = {
+    "informed": _informed,
+    "naive": _naive,
+    "random": lambda network, num_points: None,
+}
+
+
+@dataclass(frozen=True)
+class Training(Row):
+    """A trained network; a row of the CSV file.
+
+    Args:
+        start: One of `STARTS`.
+        seed: Of data and initialisation.
+        losses: Mean squared error of the test functions before and after each epoch.
+    """
+
+    start: str
+    seed: int
+    losses: tuple[float, ...]
+
+    keys = ("start", "seed")
+    parsers: ClassVar = {"losses": lambda cell: tuple(map(float, cell.split()))}
+    formats: ClassVar = {"losses": lambda losses: " ".join(map(repr, losses))}
+
+
+def sequences(settings: Settings, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random functions and their noisy observations, ``count x num_points``.
+
+    Args:
+        settings: The experiment.
+        count: Number of functions.
+        generator: Of random numbers.
+    """
+    x = _points(settings.num_points).squeeze(-1)
+    frequency = 0.3 + 0.9 * torch.rand(count, 1, generator=generator)
+    phase = 2 * math.pi * torch.rand(count, 1, generator=generator)
+    f = 0.9 * (frequency * x + phase).sin()
+    return f, f + settings.noise * torch.randn(f.shape, generator=generator)
+
+
+def run(start: str, seed: int, settings: Settings) -> Training:
+    """Train a network.
+
+    Args:
+        start: One of `STARTS`.
+        seed: Of data and initialisation; starts of one seed see the same data.
+        settings: The experiment.
+    """
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(seed)
+    f, y = sequences(settings, settings.num_train, generator)
+    test_f, test_y = sequences(settings, settings.num_test, generator)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        network = DeclarativeNetwork(settings.num_points)
+    STARTS[start](network, settings.num_points)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+
+    def score() -> float:
+        with torch.no_grad():
+            return (network(test_y) - test_f).square().mean().item()
+
+    losses = [score()]
+    for _ in range(settings.epochs):
+        for batch in torch.randperm(len(f), generator=generator).split(settings.batch_size):
+            optimizer.zero_grad()
+            (network(y[batch]) - f[batch]).square().mean().backward()
+            optimizer.step()
+        losses.append(score())
+    return Training(start, seed, tuple(losses))
+
+
+def draw(trainings: Sequence[Training]) -> Figure:
+    """Losses by epoch: means and 95 % intervals of means over seeds.
+
+    Args:
+        trainings: Of several starts and seeds.
+    """
+    from matplotlib.figure import Figure
+    from scipy import stats
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for start in STARTS:
+        losses = torch.tensor([t.losses for t in trainings if t.start == start])
+        if not len(losses):
+            continue
+        mean = losses.mean(0)
+        (line,) = axes.plot(mean, label=start)
+        if len(losses) > 1:
+            half = stats.t.ppf(0.975, len(losses) - 1) * losses.std(0) / len(losses) ** 0.5
+            epochs = range(len(mean))
+            axes.fill_between(epochs, mean - half, mean + half, alpha=0.25, color=line.get_color())
+    axes.set(yscale="log", xlabel="epoch", ylabel="mean squared error of held-out functions")
+    axes.set_title(f"Three starts of one network, {len({t.seed for t in trainings})} seeds")
+    axes.grid(alpha=0.2)
+    axes.legend()
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train networks from three starts and compare their losses.
+
+    Args:
+        arguments: Command-line arguments; those of the process if None.
+    """
+    try:
+        from joblib import delayed, parallel_config
+        from rich.progress import Progress
+
+        from gp_deq.plotting import save_figure
+    except ImportError as error:
+        raise ImportError(
+            f'the experiment needs {error.name}: pip install "gp_deq[cli]"'
+        ) from error
+    parser = argparse.ArgumentParser(
+        prog="python -m gp_deq.benchmarks.declarative", description=str(main.__doc__)
+    )
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=Settings.epochs)
+    parser.add_argument("--jobs", type=int, default=-1, help="processes")
+    parser.add_argument("--csv", help="file for the losses; runs it holds are not repeated")
+    parser.add_argument("--output", type=Path, default=Path("gp-deq-declarative.png"))
+    options = parser.parse_args(arguments)
+    settings = Settings(epochs=options.epochs)
+    keys = [(start, seed) for seed, start in product(range(options.seeds), STARTS)]
+    with Progress() as progress, parallel_config("loky", n_jobs=options.jobs):
+        bar = progress.add_task("networks", total=len(keys))
+        trainings = run_missing(
+            RunFile(Training, options.csv),
+            keys,
+            lambda key: delayed(run)(*key, settings),
+            lambda key: f"{key[0]}, seed {key[1]}",
+            on_run=lambda name: progress.update(bar, advance=1, description=name),
+        )
+    for start in STARTS:
+        losses = torch.tensor([t.losses for t in trainings if t.start == start])
+        cells = [f"{losses[:, epoch].mean():.4f}" for epoch in (0, len(losses[0]) // 4, -1)]
+        print(f"{start:10s} before {cells[0]}, after a quarter {cells[1]}, at the end {cells[2]}")
+    save_figure(draw(trainings), options.output)
+
+
+if __name__ == "__main__":
+    main()

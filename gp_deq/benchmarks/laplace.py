@@ -1,0 +1,262 @@
+"""Laplace GPs beside GPyTorch's variational GPs: ``python -m gp_deq.benchmarks.laplace``.
+
+Two data sets: breast cancer (scikit-learn's, 569 rows, zero or one) and the hourly counts of
+bicycle rentals (1,000 random rows of "bike"). Every model has a constant mean, an output scale and
+one lengthscale for each input, learns from a random four fifths of the rows and is scored on the
+others. The variational GPs are GPyTorch's with all training inputs, or 100 of them, as inducing
+points, trained by 300 steps of Adam on all rows. Their Bernoulli likelihood has a probit link, and
+their Poisson likelihood takes the softplus of the latent function; the Laplace GPs have the
+canonical links.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import torch
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
+from gpytorch.likelihoods import BernoulliLikelihood, Likelihood, PoissonLikelihood
+from gpytorch.means import ConstantMean
+from gpytorch.mlls import VariationalELBO
+from gpytorch.models import ApproximateGP
+from gpytorch.variational import CholeskyVariationalDistribution, VariationalStrategy
+from sklearn.datasets import load_breast_cancer
+from torch import Tensor
+
+from gp_deq.benchmarks.runs import Row, RunFile, run_missing
+from gp_deq.benchmarks.speed import conditions
+from gp_deq.datasets import load
+from gp_deq.kernels import DEQNNGPKernel
+from gp_deq.laplace import LaplaceGP
+
+try:
+    import pandas as pd
+    from joblib import delayed, parallel_config
+    from rich.progress import Progress
+except ImportError as error:
+    raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
+
+__all__ = ["DATASETS", "MODELS", "Data", "Score", "main", "summarize"]
+
+_STEPS = 300
+_LEARNING_RATE = 0.05
+
+
+@dataclass(frozen=True)
+class Data:
+    """A split of a data set, its inputs standardised by the training part.
+
+    Args:
+        family: Name of the family of the targets.
+        train_x: ``n x d``.
+        train_y: ``n``.
+        test_x: ``m x d``.
+        test_y: ``m``.
+    """
+
+    family: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+def _breast_cancer() -> tuple[str, Tensor, Tensor]:
+    found = load_breast_cancer()
+    return "bernoulli", torch.as_tensor(found.data), torch.as_tensor(found.target).double()
+
+
+def _bike() -> tuple[str, Tensor, Tensor]:
+    data = load("bike")
+    rows = torch.randperm(len(data.y), generator=torch.Generator().manual_seed(0))[:1000]
+    return "poisson", data.X[rows], data.y[rows]
+
+
+#: Families, inputs and targets by name.
+DATASETS: Mapping[str, Callable[[], tuple[str, Tensor, Tensor]]] = {
+    "breast cancer": _breast_cancer,
+    "bike": _bike,
+}
+
+#: Log scores of the test targets of a model that learns from the training part.
+Model = Callable[[Data], Tensor]
+
+
+def _laplace(make: Callable[[int], Kernel], data: Data) -> Tensor:
+    kernel = ScaleKernel(make(data.train_x.shape[-1])).double()
+    model = LaplaceGP(kernel, data.family, ConstantMean().double())
+    posterior = model.fit(data.train_x, data.train_y)
+    return posterior.log_prob(data.test_x, data.test_y)
+
+
+class _Variational(ApproximateGP):
+    def __init__(self, kernel: Kernel, inducing: Tensor, learn: bool) -> None:
+        super().__init__(
+            VariationalStrategy(
+                self,
+                inducing,
+                CholeskyVariationalDistribution(len(inducing)),
+                learn_inducing_locations=learn,
+            )
+        )
+        self.mean_module = ConstantMean()
+        self.covar_module = ScaleKernel(kernel)
+
+    def forward(self, x: Tensor) -> MultivariateNormal:
+        return MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def _variational(make: Callable[[int], Kernel], num_inducing: int | None, data: Data) -> Tensor:
+    x, y = data.train_x, data.train_y
+    inducing = x if num_inducing is None else x[torch.randperm(len(x))[:num_inducing]]
+    model = _Variational(make(x.shape[-1]), inducing.clone(), num_inducing is not None).double()
+    likelihood: Likelihood = (
+        BernoulliLikelihood() if data.family == "bernoulli" else PoissonLikelihood()
+    )
+    bound = VariationalELBO(likelihood, model, num_data=len(y))
+    optimizer = torch.optim.Adam(model.parameters(), lr=_LEARNING_RATE)
+    for _ in range(_STEPS):
+        optimizer.zero_grad()
+        loss = -bound(model(x), y)
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return likelihood.log_marginal(data.test_y, model(data.test_x))
+
+
+_KERNELS: Mapping[str, Callable[[int], Kernel]] = {
+    "DEQ-NNGP relu": lambda d: DEQNNGPKernel(ard_num_dims=d),
+    "DEQ-NNGP erf": lambda d: DEQNNGPKernel("erf", ard_num_dims=d),
+    "RBF": lambda d: _long(RBFKernel(ard_num_dims=d), d),
+    "Matérn-5/2": lambda d: _long(MaternKernel(2.5, ard_num_dims=d), d),
+}
+
+
+def _long(kernel: Kernel, num_dims: int) -> Kernel:
+    """With the lengthscales of the other kernels, which divide by the number of inputs."""
+    kernel.lengthscale = kernel.lengthscale.detach() * num_dims**0.5
+    return kernel
+
+
+#: What is compared, by name.
+MODELS: Mapping[str, Model] = {
+    **{f"Laplace, {name}": partial(_laplace, make) for name, make in _KERNELS.items()},
+    **{
+        f"variational, {name}": partial(_variational, _KERNELS[name], None)
+        for name in ("DEQ-NNGP relu", "RBF", "Matérn-5/2")
+    },
+    **{
+        f"variational, {name}, 100 points": partial(_variational, _KERNELS[name], 100)
+        for name in ("DEQ-NNGP relu", "RBF")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Score(Row):
+    """A model on a split of a data set; a row of the CSV file.
+
+    Args:
+        dataset: One of `DATASETS`.
+        model: One of `MODELS`.
+        seed: Of the split.
+        log_score: Mean log predictive probability of the test targets, in nats.
+        seconds: Of the fit and the predictions.
+    """
+
+    dataset: str
+    model: str
+    seed: int
+    log_score: float
+    seconds: float
+
+    keys = ("dataset", "model", "seed")
+
+
+def split(dataset: str, seed: int) -> Data:
+    """A random split of a data set.
+
+    Args:
+        dataset: One of `DATASETS`.
+        seed: Of the split.
+    """
+    family, X, y = DATASETS[dataset]()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    train, test = order[: len(y) * 4 // 5], order[len(y) * 4 // 5 :]
+    mean, std = X[train].mean(0), X[train].std(0)
+    std = torch.where(std > 0, std, 1.0)
+    return Data(family, (X[train] - mean) / std, y[train], (X[test] - mean) / std, y[test])
+
+
+def _run(dataset: str, model: str, seed: int) -> Score:
+    torch.set_num_threads(1)
+    data = split(dataset, seed)
+    with torch.random.fork_rng(devices=()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        log_score = MODELS[model](data).mean().item()
+    return Score(dataset, model, seed, log_score, time.perf_counter() - start)
+
+
+def summarize(scores: Sequence[Score]) -> pd.DataFrame:
+    """Means and standard errors over splits.
+
+    Args:
+        scores: Of any number of splits.
+    """
+    table = pd.DataFrame([vars(score) for score in scores])
+    groups = table.groupby(["dataset", "model"], sort=False)
+    return groups.agg(
+        log_score=("log_score", "mean"),
+        standard_error=("log_score", "sem"),
+        seconds=("seconds", "median"),
+        splits=("seed", "count"),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare Laplace GPs with GPyTorch's variational GPs.
+
+    Args:
+        arguments: Command-line arguments; those of the process if None.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m gp_deq.benchmarks.laplace", description=str(main.__doc__)
+    )
+    parser.add_argument("--datasets", nargs="*", default=list(DATASETS), choices=DATASETS)
+    parser.add_argument(
+        "--models", nargs="*", default=list(MODELS), choices=MODELS, metavar="MODEL"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="number of splits")
+    parser.add_argument("--jobs", type=int, default=-1, help="processes")
+    parser.add_argument("--csv", help="file for the scores; those it holds are not repeated")
+    options = parser.parse_args(arguments)
+    keys = [
+        (dataset, model, seed)
+        for seed, dataset, model in product(range(options.seeds), options.datasets, options.models)
+    ]
+    print(conditions())
+    with Progress() as progress, parallel_config("loky", n_jobs=options.jobs):
+        bar = progress.add_task("fits", total=len(keys))
+        scores = run_missing(
+            RunFile(Score, options.csv),
+            keys,
+            lambda key: delayed(_run)(*key),
+            lambda key: f"{key[0]}, {key[1]}",
+            on_run=lambda name: progress.update(bar, advance=1, description=name),
+        )
+    with pd.option_context("display.width", 160, "display.max_rows", None):
+        print(summarize(scores).round(4))
+
+
+if __name__ == "__main__":
+    main()
