@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from . import settings
-from .equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
+from .equilibrium.report import ConvergenceWarning, SolverMonitor
 from .implicit_layers.exponential_family import ExponentialFamily, Gaussian, Poisson, get_family
 from .implicit_layers.map_solver import Curvature, check_covariance, check_data, most_probable
 
@@ -56,6 +56,7 @@ class LaplacePosterior:
         model: The prior and its hyperparameters.
         X: Inputs, ``... x n x d``.
         y: Targets, ``... x n``.
+        similar: Of the same data and similar hyperparameters; the mode is found sooner from there.
 
     Attributes:
         mode: Most probable latent values at ``X``, ``... x n``.
@@ -63,7 +64,9 @@ class LaplacePosterior:
         solver_report: Record of the solve for the mode.
     """
 
-    def __init__(self, model: LaplaceGP, X: Tensor, y: Tensor) -> None:
+    def __init__(
+        self, model: LaplaceGP, X: Tensor, y: Tensor, similar: LaplacePosterior | None = None
+    ) -> None:
         check_data(X, y)
         family = model.family
         family.check(y)
@@ -72,7 +75,8 @@ class LaplacePosterior:
         covariance = model.kernel(X).to_dense()
         check_covariance(covariance)
         offset, monitor = model.mean(X), SolverMonitor()
-        self.mode = most_probable(covariance, statistic, family, monitor, offset)
+        start = None if similar is None else similar._residual.detach()
+        self.mode = most_probable(covariance, statistic, family, monitor, offset, start)
         self.solver_report = monitor.report()
         self._curvature = Curvature.at(self.mode, covariance, family)
         self._residual = statistic - family.mean(self.mode)
@@ -244,9 +248,7 @@ class LaplaceGP(gpytorch.Module):
         X, y = self.train_inputs if X is None else X, self.train_targets if y is None else y
         if X is None or y is None:
             raise ValueError("There are no data: give X and y, or call fit or set_train_data.")
-        found = LaplacePosterior(self, X, y)
-        self._warn(found.solver_report)
-        return found
+        return self._condition(X, y)
 
     def log_evidence(self, X: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Laplace's approximation of the log marginal likelihood.
@@ -298,16 +300,18 @@ class LaplaceGP(gpytorch.Module):
         parameters = [p for p in self.parameters() if p.requires_grad]
         with torch.no_grad():
             start = parameters_to_vector(parameters) if parameters else torch.zeros(0)
-            self.posterior()  # what is wrong with the data is to be said before
+            similar = self.posterior()  # what is wrong with the data is said here
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
             vector_to_parameters(torch.as_tensor(point).to(start), parameters)
             for parameter in parameters:
                 parameter.grad = None
+            nonlocal similar
             try:
-                loss = -self.posterior().log_evidence.sum()
+                similar = self._condition(X, y, similar)
             except (NotPSDError, NanError, ValueError):
                 return math.inf, np.zeros_like(point)
+            loss = -similar.log_evidence.sum()
             for _, module, prior, closure, _ in self.named_priors():
                 loss = loss - prior.log_prob(closure(module)).sum()
             if not bool(loss.isfinite()):
@@ -336,7 +340,11 @@ class LaplaceGP(gpytorch.Module):
         with torch.no_grad():
             return self.posterior()
 
-    def _warn(self, report: SolverReport) -> None:
+    def _condition(
+        self, X: Tensor, y: Tensor, similar: LaplacePosterior | None = None
+    ) -> LaplacePosterior:
+        found = LaplacePosterior(self, X, y, similar)
+        report = found.solver_report
         if not report.converged and settings.warn_not_converged.value():
             warnings.warn(
                 f"LaplaceGP ({self.family!r}): the mode did not converge in {report.iterations} "
@@ -345,6 +353,7 @@ class LaplaceGP(gpytorch.Module):
                 ConvergenceWarning,
                 stacklevel=4,
             )
+        return found
 
 
 def _nodes(mean: Tensor, variance: Tensor, step: float) -> tuple[Tensor, Tensor]:

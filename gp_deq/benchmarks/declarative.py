@@ -188,16 +188,15 @@ def run(start: str, seed: int, settings: Settings) -> Training:
     return Training(start, seed, tuple(losses))
 
 
-def draw(trainings: Sequence[Training]) -> Figure:
+def draw(trainings: Sequence[Training], figure: Figure) -> None:
     """Losses by epoch: means and 95 % intervals of means over seeds.
 
     Args:
         trainings: Of several starts and seeds.
+        figure: Drawn into.
     """
-    from matplotlib.figure import Figure
     from scipy import stats
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for start in STARTS:
         losses = torch.tensor([t.losses for t in trainings if t.start == start])
@@ -213,7 +212,6 @@ def draw(trainings: Sequence[Training]) -> Figure:
     axes.set_title(f"Three starts of one network, {len({t.seed for t in trainings})} seeds")
     axes.grid(alpha=0.2)
     axes.legend()
-    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -224,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         from joblib import delayed, parallel_config
+        from matplotlib.figure import Figure
         from rich.progress import Progress
 
         from gp_deq.plotting import save_figure
@@ -255,7 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         losses = torch.tensor([t.losses for t in trainings if t.start == start])
         cells = [f"{losses[:, epoch].mean():.4f}" for epoch in (0, len(losses[0]) // 4, -1)]
         print(f"{start:10s} before {cells[0]}, after a quarter {cells[1]}, at the end {cells[2]}")
-    save_figure(draw(trainings), options.output)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    draw(trainings, figure)
+    save_figure(figure, options.output)
 
 
 if __name__ == "__main__":

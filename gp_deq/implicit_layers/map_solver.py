@@ -126,6 +126,7 @@ def most_probable(
     family: ExponentialFamily,
     monitor: SolverMonitor,
     offset: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     r"""Minimises the objective by Newton's method, and attaches the derivatives of the minimum.
 
@@ -140,6 +141,8 @@ def most_probable(
         family: Of the targets.
         monitor: Is told iterations and the last step, relative to ``1 + max |f|``.
         offset: ``m``, of a shape that broadcasts with ``T``; None for zero.
+        start: First :math:`\alpha`, ``... x n``, such as that of a similar problem; zero is taken
+            where that is better, or if None.
 
     Returns:
         The natural parameters ``f``, ``... x n``.
@@ -150,7 +153,7 @@ def most_probable(
     if offset is None:
         offset = torch.zeros_like(statistic)
     with torch.no_grad():
-        eta = _newton(covariance, statistic, family, monitor, offset)
+        eta = _newton(covariance, statistic, family, monitor, offset, start)
     return attach(eta, covariance, statistic, family, offset)
 
 
@@ -186,6 +189,7 @@ def _newton(
     family: ExponentialFamily,
     monitor: SolverMonitor,
     offset: Tensor,
+    start: Tensor | None,
 ) -> Tensor:
     shape = torch.broadcast_shapes(covariance.shape[:-1], statistic.shape, offset.shape)
     statistic, offset = statistic.expand(shape), offset.expand(shape)
@@ -200,6 +204,13 @@ def _newton(
 
     alpha, eta = torch.zeros_like(statistic), offset.clone()
     value, rounding = objective(alpha, eta)
+    if start is not None:
+        warm_eta = offset + (covariance @ start.unsqueeze(-1)).squeeze(-1)
+        warm_value, warm_rounding = objective(start, warm_eta)
+        better = (warm_value < value).unsqueeze(-1)
+        alpha, eta = torch.where(better, start, alpha), torch.where(better, warm_eta, eta)
+        rounding = torch.where(warm_value < value, warm_rounding, rounding)
+        value = torch.minimum(warm_value, value)
     relative, count = torch.zeros_like(value), 0
     while eta.numel() and count < settings.max_solver_iterations.value():
         count += 1

@@ -20,9 +20,6 @@ class WellPosed(nn.Module):
     Args:
         bound: Of the norm, or of the largest eigenvalue of the symmetric part.
         monotone: Whether the activation is nondecreasing.
-
-    .. [WinstonKolter2020] E. Winston and J. Z. Kolter (2020), "Monotone operator equilibrium
-       networks", NeurIPS.
     """
 
     def __init__(self, bound: float, monotone: bool) -> None:
