@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import NamedTuple, Self
 
 import gpytorch
 import numpy as np
@@ -18,23 +20,34 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.means import Mean, ZeroMean
+from linear_operator import to_linear_operator
 from linear_operator.utils.errors import NanError, NotPSDError
 from scipy.optimize import minimize
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from . import settings
+from .activations.pair_covariance import safe_sqrt
 from .equilibrium.report import ConvergenceWarning, SolverMonitor
 from .implicit_layers.exponential_family import ExponentialFamily, Gaussian, Poisson, get_family
-from .implicit_layers.map_solver import Curvature, check_covariance, check_data, most_probable
+from .implicit_layers.map_solver import (
+    Curvature,
+    check_covariance,
+    check_data,
+    check_new_inputs,
+    most_probable,
+)
 
-__all__ = ["LaplaceGP", "LaplacePosterior", "Moments"]
+__all__ = ["LaplaceGP", "LaplacePosterior", "Moments", "log_predictive", "target_moments"]
 
-#: Steps of quadratures in units of natural parameters; poles of the means are 1.57 or more away.
+#: Step of trapezoidal sums; poles of the means of targets are 1.57 or more from the reals.
 _STEP = 0.25
 #: A standard normal has 2e-17 of its mass beyond.
 _REACH = 8.5
-_MOST_NODES = 4096
+#: Nodes of a sum at most, and numbers at a time.
+_MOST_NODES, _CHUNK = 4096, 2_000_000
+#: Nodes of the integral of a likelihood.
+_LIKELIHOOD_NODES = 401
+_LOG_2PI = math.log(2 * math.pi)
 
 
 class Moments(NamedTuple):
@@ -52,6 +65,9 @@ class Moments(NamedTuple):
 class LaplacePosterior:
     r"""What is known after the data: a Gaussian for the latent function.
 
+    It is that of the hyperparameters at the time: condition anew when they change. What
+    :meth:`LaplaceGP.fit` returns has hyperparameters of its own.
+
     Args:
         model: The prior and its hyperparameters.
         X: Inputs, ``... x n x d``.
@@ -63,6 +79,8 @@ class LaplacePosterior:
         log_evidence: Laplace's approximation of :math:`\log p(y)`, ``...``.
         solver_report: Record of the solve for the mode.
     """
+
+    _residual: Tensor
 
     def __init__(
         self, model: LaplaceGP, X: Tensor, y: Tensor, similar: LaplacePosterior | None = None
@@ -95,7 +113,8 @@ class LaplacePosterior:
         """
         mean, spread = self._project(X_new)
         covariance = self.model.kernel(X_new).to_dense() - spread.mT @ spread
-        return MultivariateNormal(mean, covariance)
+        # as an operator, so that GPyTorch factorises it with a jitter if need be
+        return MultivariateNormal(mean, to_linear_operator((covariance + covariance.mT) / 2))
 
     def latent(self, X_new: Tensor) -> Moments:
         """Mean and variance of each latent value alone, without the ``m x m`` covariance.
@@ -113,8 +132,8 @@ class LaplacePosterior:
         r"""Mean and variance of new targets.
 
         The integrals of :math:`A'` and :math:`A''` over the latent Gaussian are closed forms for
-        Gaussian and Poisson targets and otherwise trapezoidal sums, to about 1e-10 while standard
-        deviations of the latent function stay below 60.
+        Gaussian and Poisson targets and otherwise trapezoidal sums: to rounding while standard
+        deviations of the latent function stay below 60, to 1e-4 at 1000.
 
         Args:
             X_new: Inputs, ``... x m x d``.
@@ -122,20 +141,7 @@ class LaplacePosterior:
         Returns:
             For Bernoulli targets the mean is the probability of a one.
         """
-        mean, variance = self.latent(X_new)
-        family = self.model.family
-        if isinstance(family, Gaussian):
-            return Moments(mean, variance + 1)
-        if isinstance(family, Poisson):
-            rate = (mean + variance / 2).exp()
-            return Moments(rate, rate + rate.square() * variance.expm1())
-        points, log_weights = _nodes(mean, variance, _STEP)
-        weights = log_weights.exp()
-        means = family.mean(points)
-        first = (weights * means).sum(-1)
-        within = (weights * family.variance(points)).sum(-1)
-        between = (weights * (means - first.unsqueeze(-1)).square()).sum(-1)
-        return Moments(first, within + between)
+        return target_moments(self.model.family, *self.latent(X_new))
 
     def log_prob(self, X_new: Tensor, y_new: Tensor) -> Tensor:
         """Log predictive density, or probability, of each new target alone.
@@ -151,19 +157,11 @@ class LaplacePosterior:
             ValueError: shapes or dtypes do not fit, or targets are not in the family's support.
         """
         check_data(X_new, y_new)
-        family = self.model.family
-        family.check(y_new)
-        if not y_new.numel():
-            return torch.zeros_like(y_new)
-        mean, variance = self.latent(X_new)
-        largest = min(family.lipschitz, float(y_new.abs().max()) + 1)
-        # a likelihood is as narrow as the root of its curvature
-        points, log_weights = _nodes(mean, variance, _STEP / math.sqrt(max(1.0, largest)))
-        return (family.log_prob(y_new.unsqueeze(-1), points) + log_weights).logsumexp(-1)
+        return log_predictive(self.model.family, y_new, *self.latent(X_new))
 
     def _project(self, X_new: Tensor) -> tuple[Tensor, Tensor]:
         """Means, and the factor whose square is what the data take off the covariance."""
-        check_data(X_new, X_new[..., 0])
+        check_new_inputs(X_new, self.X)
         cross = self.model.kernel(X_new, self.X).to_dense()
         mean = self.model.mean(X_new) + (cross @ self._residual.unsqueeze(-1)).squeeze(-1)
         root, factor = self._curvature
@@ -245,7 +243,12 @@ class LaplaceGP(gpytorch.Module):
                 support, or there are no data.
             NotPSDError: the kernel's matrix is not positive semi-definite.
         """
-        X, y = self.train_inputs if X is None else X, self.train_targets if y is None else y
+        if (X is None) != (y is None):
+            raise ValueError(
+                "Give both X and y, or neither. To predict, call predict or the model."
+            )
+        if X is None or y is None:
+            X, y = self.train_inputs, self.train_targets
         if X is None or y is None:
             raise ValueError("There are no data: give X and y, or call fit or set_train_data.")
         return self._condition(X, y)
@@ -287,10 +290,11 @@ class LaplaceGP(gpytorch.Module):
         Args:
             X: Inputs, ``... x n x d``.
             y: Targets, ``... x n``; evidences of leading dimensions add up.
-            max_iterations: Steps of L-BFGS at most; where they do not do, there is a warning.
+            max_iterations: Steps of L-BFGS at most.
 
         Returns:
-            The posterior, without a graph.
+            The posterior, without a graph, at the best hyperparameters that were seen. There is a
+            warning if L-BFGS did not converge.
 
         Raises:
             ValueError: as for :meth:`posterior`.
@@ -298,47 +302,57 @@ class LaplaceGP(gpytorch.Module):
         """
         self.set_train_data(X, y)
         parameters = [p for p in self.parameters() if p.requires_grad]
+        start = [p.detach().clone() for p in parameters]
         with torch.no_grad():
-            start = parameters_to_vector(parameters) if parameters else torch.zeros(0)
             similar = self.posterior()  # what is wrong with the data is said here
+        best, best_point = math.inf, _flatten(parameters)
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
-            vector_to_parameters(torch.as_tensor(point).to(start), parameters)
-            for parameter in parameters:
-                parameter.grad = None
-            nonlocal similar
+            nonlocal similar, best, best_point
+            _assign(parameters, point)
             try:
                 similar = self._condition(X, y, similar)
-            except (NotPSDError, NanError, ValueError):
+            except (NotPSDError, NanError, torch.linalg.LinAlgError):
                 return math.inf, np.zeros_like(point)
             loss = -similar.log_evidence.sum()
             for _, module, prior, closure, _ in self.named_priors():
                 loss = loss - prior.log_prob(closure(module)).sum()
             if not bool(loss.isfinite()):
                 return math.inf, np.zeros_like(point)
-            loss.backward()
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            return loss.item(), parameters_to_vector(gradients).double().numpy(force=True)
+            gradients = torch.autograd.grad(
+                loss, parameters, allow_unused=True, materialize_grads=True
+            )
+            if loss.item() < best:
+                best, best_point = loss.item(), point.copy()
+            return loss.item(), _flatten(gradients)
 
         if parameters:
-            found = minimize(
-                objective,
-                start.double().numpy(force=True),
-                jac=True,
-                method="L-BFGS-B",
-                options={"maxiter": max_iterations},
-            )
-            vector_to_parameters(torch.as_tensor(found.x).to(start), parameters)
-            for parameter in parameters:
-                parameter.grad = None
-            if found.nit >= max_iterations:
+            options = {"maxiter": max_iterations}
+            try:
+                with torch.enable_grad():
+                    found = minimize(
+                        objective, best_point, jac=True, method="L-BFGS-B", options=options
+                    )
+            except BaseException:
+                _assign(parameters, _flatten(start))
+                raise
+            _assign(parameters, best_point)
+            finite = math.isfinite(found.fun)  # else its derivative is no reason to stop
+            if not (found.success and finite):
+                reason = found.message if finite else "trial points without a finite evidence"
                 warnings.warn(
-                    f"LaplaceGP.fit took all of its {max_iterations} iterations; raise "
-                    "max_iterations, or call it again.",
+                    f"LaplaceGP.fit stopped after {found.nit} iterations: {reason}. Call fit "
+                    "again to go on, raise max_iterations, or scale inputs and targets.",
                     stacklevel=2,
                 )
         with torch.no_grad():
-            return self.posterior()
+            return deepcopy(self).posterior()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # the data go where the parameters go
+        if self.train_inputs is not None and self.train_targets is not None:
+            self.train_inputs, self.train_targets = fn(self.train_inputs), fn(self.train_targets)
+        return super()._apply(fn, recurse)
 
     def _condition(
         self, X: Tensor, y: Tensor, similar: LaplacePosterior | None = None
@@ -356,15 +370,96 @@ class LaplaceGP(gpytorch.Module):
         return found
 
 
-def _nodes(mean: Tensor, variance: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Points and log weights of a trapezoidal sum over Gaussians, ``... x m x nodes``.
+def _flatten(tensors: Sequence[Tensor]) -> np.ndarray:
+    flat = [t.detach().double().cpu().numpy().ravel() for t in tensors]
+    return np.concatenate([np.zeros(0), *flat])
 
-    The error falls like ``exp(-2 pi a / step)`` for integrands analytic within ``a`` of the reals.
+
+def _assign(parameters: Sequence[Tensor], point: np.ndarray) -> None:
+    """Sets parameters, each in its dtype and on its device."""
+    values = torch.as_tensor(point).split([p.numel() for p in parameters])
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value.reshape(parameter.shape))
+
+
+def target_moments(family: ExponentialFamily, mean: Tensor, variance: Tensor) -> Moments:
+    """Mean and variance of targets with Gaussian natural parameters.
+
+    Trapezoidal sums, whose errors fall like ``exp(-2 pi a / step)`` for integrands analytic within
+    ``a`` of the reals; see :meth:`LaplacePosterior.predict`.
+
+    Args:
+        family: Of the targets.
+        mean: Of the natural parameters, ``... x m``.
+        variance: Of the natural parameters, ``... x m``.
     """
-    std = variance.sqrt().unsqueeze(-1)
-    widest = float(std.detach().max()) if std.numel() else 0.0
-    count = int(min(max(2 * _REACH * widest / step, 64), _MOST_NODES))
+    if isinstance(family, Gaussian):
+        return Moments(mean, variance + 1)
+    if isinstance(family, Poisson):
+        rate = (mean + variance / 2).exp()
+        # the rate's variance, e^(2 mean + variance) (e^variance - 1), without 0 times infinity
+        spread = (2 * (mean + variance)).exp() * -(-variance).expm1()
+        return Moments(rate, rate + spread)
+    widest = float(variance.detach().max().sqrt()) if variance.numel() else 0.0
+    count = int(min(max(2 * _REACH * widest / _STEP, 64), _MOST_NODES))
     z = torch.linspace(-_REACH, _REACH, count, dtype=mean.dtype, device=mean.device)
-    log_weights = -z.square() / 2
-    log_weights = log_weights - log_weights.logsumexp(-1)
-    return mean.unsqueeze(-1) + std * z, log_weights
+    weights = (-z.square() / 2).softmax(-1)
+    parts = []
+    rows = max(_CHUNK // count, 1)
+    flat = mean.flatten(), safe_sqrt(variance).flatten()
+    for center, std in zip(flat[0].split(rows), flat[1].split(rows), strict=True):
+        points = center.unsqueeze(-1) + std.unsqueeze(-1) * z
+        means = family.mean(points)
+        first = means @ weights
+        between = (means - first.unsqueeze(-1)).square() @ weights
+        parts.append((first, family.variance(points) @ weights + between))
+    first, second = (torch.cat(column).reshape(mean.shape) for column in zip(*parts, strict=True))
+    return Moments(first, second)
+
+
+def log_predictive(
+    family: ExponentialFamily, targets: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
+    r"""Log densities of targets with Gaussian natural parameters.
+
+    The integrand :math:`p(y|f)\,\mathcal N(f; m, v)` has one mode, :math:`\hat f`, and near it the
+    width :math:`s = (1/v + A'')^{-1/2}`. The integral is a trapezoidal sum of 401 nodes in
+    :math:`t` with :math:`f = \hat f + s \sinh t`, over all that 8.5 standard deviations of the
+    Gaussian leave: to 1e-6 while these stay below 100, to 2e-3 at 1000.
+
+    Args:
+        family: Of the targets.
+        targets: ``... x m``.
+        mean: Of the natural parameters, ``... x m``.
+        variance: Of the natural parameters, ``... x m``.
+
+    Returns:
+        ``... x m``.
+
+    Raises:
+        ValueError: a target is not in the support.
+    """
+    family.check(targets)
+    if isinstance(family, Gaussian):
+        return -((targets - mean).square() / (variance + 1) + (variance + 1).log() + _LOG_2PI) / 2
+    # at a width of zero the integrand is the likelihood
+    prior = variance.clamp_min(torch.finfo(variance.dtype).eps ** 2)
+    with torch.no_grad():
+        statistic = family.sufficient_statistic(targets)
+        single = prior[..., None, None]
+        mode = most_probable(
+            single, statistic.unsqueeze(-1), family, SolverMonitor(), mean.unsqueeze(-1)
+        ).squeeze(-1)
+        width = (1 / prior + family.variance(mode)).rsqrt()
+        reach = ((mode - mean).abs() + _REACH * prior.sqrt()) / width
+        ends = reach.asinh().unsqueeze(-1)
+        t = torch.linspace(-1, 1, _LIKELIHOOD_NODES, dtype=mean.dtype, device=mean.device) * ends
+        # from the mean, of which a narrow Gaussian is a rounding error away
+        shift = (mode - mean).unsqueeze(-1) + width.unsqueeze(-1) * t.sinh()
+        step = 2 * ends / (_LIKELIHOOD_NODES - 1)
+        log_weights = (step * width.unsqueeze(-1)).log() + t.cosh().log()
+    square = shift.square() / prior.unsqueeze(-1)
+    density = -(square + prior.log().unsqueeze(-1) + _LOG_2PI) / 2
+    likelihood = family.log_prob(targets.unsqueeze(-1), mean.unsqueeze(-1) + shift)
+    return (likelihood + density + log_weights).logsumexp(-1)

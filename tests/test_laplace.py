@@ -13,7 +13,7 @@ import torch
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.means import ConstantMean
 from gpytorch.priors import LogNormalPrior
-from linear_operator.utils.errors import NotPSDError
+from linear_operator.utils.errors import NanError, NotPSDError
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from torch import Tensor
@@ -29,7 +29,7 @@ from gp_deq.implicit_layers import (
     Poisson,
     SignedBernoulli,
 )
-from gp_deq.laplace import LaplaceGP
+from gp_deq.laplace import LaplaceGP, log_predictive
 
 FAMILIES = [
     Gaussian(),
@@ -151,6 +151,8 @@ def test_gradient_of_the_evidence(family: ExponentialFamily, kernel: type) -> No
         return torch.func.functional_call(evidence, state, (X,))
 
     assert torch.autograd.gradcheck(value, (X, *values))
+    if kernel is RBFKernel:
+        assert torch.autograd.gradgradcheck(value, (X, *values))
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)
@@ -201,6 +203,86 @@ def test_fit_raises_the_evidence_and_predicts(kernel: type, name: str) -> None:
     assert score > constant.fit(X, y).log_prob(X_new, y_new).mean().item() + 0.1
     again = model.predict(X_new[:3]).mean
     assert torch.allclose(again, posterior.predict(X_new[:3]).mean, rtol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=repr)
+@pytest.mark.parametrize("std", [0.0, 0.3, 3.0, 100.0])
+def test_densities_of_wide_and_narrow_latents(family: ExponentialFamily, std: float) -> None:
+    """By sums over the products of a fine grid, in logarithms; also counts of 1e8."""
+    y = targets(family, inputs(1)).repeat(3)
+    mean = torch.tensor([-1.0, 0.5, 4.0], dtype=torch.float64)
+    if family.name == "poisson" and std < 10:
+        y, mean = torch.tensor([0.0, 7.0, 1e8]).double(), mean.new_tensor([-1.0, 0.5, 18.5])
+    variance = torch.full_like(mean, std**2)
+    found = log_predictive(family, y, mean, variance)
+    z = torch.linspace(-12, 12, 2_000_001, dtype=torch.float64)
+    for i in range(3):
+        if std == 0:
+            expected = family.log_prob(y[i], mean[i])
+        else:
+            logs = family.log_prob(y[i], mean[i] + std * z) - z.square() / 2
+            expected = logs.logsumexp(0) - math.log(2 * math.pi) / 2 + (z[1] - z[0]).log()
+        accuracy = 1e-6 if std == 100 else 1e-9
+        assert found[i].item() == pytest.approx(expected.item(), rel=accuracy, abs=accuracy)
+
+
+def test_exact_gp_with_a_huge_prior() -> None:
+    """Latent standard deviations of 1e4 and a closed form."""
+    X, y = inputs(), 1e4 * inputs()[:, 0]
+    posterior = LaplaceGP(scaled(RBFKernel(), 1e8), "gaussian").posterior(X, y)
+    predicted = posterior.predict(X + 3)
+    expected = torch.distributions.Normal(predicted.mean, predicted.variance.sqrt()).log_prob(y)
+    assert torch.allclose(posterior.log_prob(X + 3, y), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel", [RBFKernel, DEQNNGPKernel])
+def test_joint_samples_of_many_points(kernel: type, dtype: torch.dtype) -> None:
+    """Nearly singular covariances, which GPyTorch factorises with a jitter."""
+    X = inputs(150).to(dtype)
+    model = LaplaceGP(ScaleKernel(kernel()).to(dtype), "bernoulli")
+    posterior = model.posterior(X, targets(Bernoulli(), X))
+    line = torch.linspace(-1, 1, 200, dtype=dtype).unsqueeze(-1).expand(200, 2)
+    with torch.no_grad():
+        drawn = posterior(line).rsample(torch.Size([3]))
+    assert drawn.shape == (3, 200) and bool(drawn.isfinite().all())
+
+
+def test_fitted_posteriors_keep_their_hyperparameters() -> None:
+    X = inputs()
+    y = targets(Bernoulli(), X)
+    model = LaplaceGP(scaled(RBFKernel()), "bernoulli")
+    posterior = model.fit(X, y)
+    before = posterior.predict(X).mean
+    model.kernel.base_kernel.lengthscale = 0.01
+    assert torch.equal(posterior.predict(X).mean, before)
+    assert not torch.allclose(model.predict(X).mean, before)
+    converted = model.float().predict(X.float())
+    assert converted.mean.dtype == torch.float32
+
+
+def test_failed_fits_say_so() -> None:
+    class Failing(RBFKernel):
+        calls = 0
+
+        def forward(self, *args: object, **kwargs: object) -> Tensor:
+            self.calls += 1
+            if self.calls > 2:
+                raise self.error
+            return super().forward(*args, **kwargs)
+
+    X = inputs()
+    y = targets(Bernoulli(), X)
+    kernel = Failing().double()
+    kernel.error = KeyError("no")  # type: ignore[assignment]
+    model = LaplaceGP(kernel, "bernoulli")
+    before = kernel.lengthscale.item()
+    with pytest.raises(KeyError):
+        model.fit(X, y)
+    assert kernel.lengthscale.item() == before
+    kernel.calls, kernel.error = 0, torch.linalg.LinAlgError("no")  # type: ignore[assignment]
+    with pytest.raises(torch.linalg.LinAlgError), pytest.warns(UserWarning, match="stopped after"):
+        model.fit(X, y)  # the posterior at the end fails too
 
 
 def test_prior_counts() -> None:
@@ -297,7 +379,18 @@ def test_bad_input() -> None:
         LaplaceGP(_Indefinite(), "bernoulli").fit(X, y)
     with pytest.raises(ValueError, match="Unknown family"):
         LaplaceGP(RBFKernel(), "probit")
-    with pytest.warns(UserWarning, match="took all of its 1 iterations"):
+    with pytest.raises(ValueError, match="both X and y, or neither"):
+        model.posterior(X)
+    posterior = model.posterior(X, y)
+    for bad, message in ((X.float(), "one dtype"), (X / 0, "NaN"), (X[:, :1], "X_new is to be")):
+        for method in (posterior, posterior.predict, posterior.latent):
+            with pytest.raises(ValueError, match=message):
+                method(bad)
+    far = ConstantMean().double()
+    far.constant = 800.0
+    with pytest.raises(NanError, match=r"curvature of Poisson\(\) overflows"):
+        LaplaceGP(scaled(RBFKernel()), "poisson", far).posterior(X, y)
+    with pytest.warns(UserWarning, match="stopped after 1 iterations"):
         model.fit(X, y, max_iterations=1)
     with settings.max_solver_iterations(1), pytest.warns(ConvergenceWarning, match="the mode did"):
         LaplaceGP(scaled(RBFKernel()), "poisson").posterior(X, 50 * y)

@@ -31,9 +31,9 @@ def anderson(
     Args:
         layer: :math:`F`; maps ``... x n`` to the same shape. Leading dimensions are independent
             problems.
-        start: First points, ``... x n``.
-        tolerance: Of the residual :math:`|F(z) - z|`, Euclidean and relative to
-            :math:`1 + |F(z)|`, for every problem.
+        start: First points :math:`z_0`, ``... x n``.
+        tolerance: Of the residual :math:`|F(z) - z|`, Euclidean and relative to :math:`|F(z)| +
+            |F(z_0)|`, for every problem.
         max_iterations: Evaluations of ``layer`` at most.
         monitor: Is told iterations and last residuals.
         damping: :math:`\tau`, in (0, 1].
@@ -45,22 +45,29 @@ def anderson(
     if not start.numel():
         monitor.record(0, start, tolerance)
         return start
-    point = start.reshape(-1, shape[-1])
-    best = last = point
+    best = last = point = start.reshape(-1, shape[-1])
     least = torch.full_like(point[:, 0], torch.inf)
     last_size, last_residual = least, torch.zeros_like(point)
     points, residuals = point.new_zeros(2, _MEMORY, *point.shape)
     filled = torch.zeros_like(least, dtype=torch.long)
-    relative, count = torch.zeros_like(least), 0
+    relative, count = least, 0
+    unit, reference = torch.ones_like(least), torch.zeros_like(least)
     for count in range(1, max_iterations + 1):
         value = layer(point.reshape(shape)).reshape(point.shape)
         residual = value - point
-        size = residual.norm(dim=-1).nan_to_num(torch.inf, torch.inf)
+        if count == 1:
+            # norms of tiny and huge problems are taken in their own units
+            unit = value.abs().amax(-1).nan_to_num(1.0, 1.0)
+            unit = unit.masked_fill(unit == 0, 1.0)
+            reference = (value / unit[:, None]).norm(dim=-1)
+        size = (residual / unit[:, None]).norm(dim=-1).nan_to_num(torch.inf, torch.inf)
         better = size < least
         best = torch.where(better[:, None], point, best)
-        relative = torch.where(better, size / (1 + value.norm(dim=-1)), relative)
+        scale = (value / unit[:, None]).norm(dim=-1) + reference
+        ratio = torch.where(size == 0, 0.0, size / scale)
+        relative = torch.where(better, ratio, relative)
         least = torch.minimum(size, least)
-        if bool((relative <= tolerance).all()) and bool(least.isfinite().all()):
+        if bool((relative <= tolerance).all()):
             break
         # back to the point before the acceleration, whose plain step comes next
         worse = (filled > 1) & (size > 2 * last_size)
@@ -73,13 +80,21 @@ def anderson(
         points[slot], residuals[slot] = point, residual
         filled = (filled + 1).clamp_max(_MEMORY)
         age = (slot - torch.arange(_MEMORY, device=point.device)) % _MEMORY
-        point = _mix(points, residuals, age[:, None] < filled, damping)
-    monitor.record(count, torch.where(least.isfinite(), relative, torch.inf), tolerance)
+        valid = age[:, None] < filled
+        weights = _weights(residuals / unit[:, None], valid)
+        mixed = torch.where(valid[..., None], points + damping * residuals, 0.0)
+        point = (weights * mixed).sum(0)
+    monitor.record(count, relative, tolerance)
     return best.reshape(shape)
 
 
-def _mix(points: Tensor, residuals: Tensor, valid: Tensor, damping: float | Tensor) -> Tensor:
-    """The next points from ``memory x batch x n``; ``valid`` is ``memory x batch``."""
+def _weights(residuals: Tensor, valid: Tensor) -> Tensor:
+    """Of the combination of least residual, ``memory x batch x 1``.
+
+    Args:
+        residuals: ``memory x batch x n``.
+        valid: Which are in use, ``memory x batch``.
+    """
     kept = torch.where(valid[..., None], residuals, 0.0).transpose(0, 1)
     gram = kept @ kept.mT
     scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
@@ -89,6 +104,4 @@ def _mix(points: Tensor, residuals: Tensor, valid: Tensor, damping: float | Tens
     gram = gram + torch.diag_embed(ridge)
     ones = valid.mT.to(gram.dtype).unsqueeze(-1)
     weights = torch.linalg.solve_ex(gram, ones).result
-    weights = (weights / weights.sum(-2, keepdim=True)).transpose(0, 1)
-    mixed = torch.where(valid[..., None], points + damping * residuals, 0.0)
-    return (weights * mixed).sum(0)
+    return (weights / weights.sum(-2, keepdim=True)).transpose(0, 1)

@@ -9,21 +9,19 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .. import settings
 from ..activations import Activation, get_activation
 from ..equilibrium.anderson import anderson
-from ..equilibrium.implicit import implicit_fixed_point
+from ..equilibrium.layer_equilibrium import layer_equilibrium
 from ..equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
 from .exponential_family import ExponentialFamily
 from .kernel_glm import KernelGLM
-from .well_posed import WellPosed, spectral_norm
+from .map_solver import check_covariance
+from .well_posed import RecurrentWeight, well_posed
 
 __all__ = ["ConvDEQLayer", "DEQLayer"]
 
-#: What is left of a weight's margin to the end of solvability.
-_BOUND = 0.95
 _TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
@@ -34,6 +32,8 @@ class _EquilibriumLayer(nn.Module):
     solver_report: SolverReport | None = None
     #: Record of the last adjoint solve.
     adjoint_report: SolverReport | None = None
+    #: Trailing dimensions that belong to one problem.
+    _dims = 1
 
     def __init__(
         self,
@@ -58,8 +58,7 @@ class _EquilibriumLayer(nn.Module):
             )
         self.tolerance, self.max_iterations = tolerance, max_iterations
         self.recurrent, self.injection = recurrent, injection
-        bound = WellPosed(_BOUND / self.activation.lipschitz, self._nondecreasing())
-        parametrize.register_parametrization(recurrent, "weight", bound)
+        self._monotone = self._nondecreasing()
 
     def phi(self, u: Tensor) -> Tensor:
         """The activation.
@@ -71,6 +70,14 @@ class _EquilibriumLayer(nn.Module):
             return self.activation.mean(u)
         return self.activation(u)
 
+    def recurrent_weight(self, x: Tensor) -> RecurrentWeight:
+        """The weight that multiplies the equilibrium: ``recurrent.weight``, held within bounds.
+
+        Args:
+            x: As for :meth:`forward`; of a convolution the bounds depend on its size.
+        """
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         """The equilibrium.
 
@@ -81,38 +88,27 @@ class _EquilibriumLayer(nn.Module):
             ``... x out_features``, or ``... x out_channels x height x width``.
 
         Raises:
-            ValueError: the input is not finite.
+            ValueError: the input or the parameters are not finite.
         """
         if not bool(x.isfinite().all()):
             raise ValueError("The input has NaN or infinite entries.")
         injected = self.injection(x)
-        weight = self.recurrent.weight
-        with torch.no_grad():
-            damping = 2 / (2 + self.activation.lipschitz * spectral_norm(weight))
-            start = torch.zeros_like(injected)
-            point, self.solver_report = self._solve(
-                lambda z: self._layer(z, injected, weight), start, damping
-            )
+        if not bool(injected.isfinite().all() & self.recurrent.weight.isfinite().all()):
+            raise ValueError(f"The parameters of {type(self).__name__} are not finite.")
+        weight, damping = self.recurrent_weight(x)
 
-        def solve_adjoint(grad: Tensor, z: Tensor, injected: Tensor, weight: Tensor) -> Tensor:
-            with torch.enable_grad():
-                leaf = z.detach().requires_grad_()
-                value = self._layer(leaf, injected.detach(), weight.detach())
-            with torch.no_grad():
-                adjoint, self.adjoint_report = self._solve(
-                    lambda u: grad + torch.autograd.grad(value, leaf, u, retain_graph=True)[0],
-                    grad,
-                    damping,
-                )
-            return adjoint
+        def solve(layer: Callable[[Tensor], Tensor], start: Tensor, adjoint: bool) -> Tensor:
+            point, report = self._solve(layer, start, damping)
+            if adjoint:
+                self.adjoint_report = report
+            else:
+                self.solver_report = report
+            return point
 
-        return implicit_fixed_point(point, self._layer, solve_adjoint, injected, weight)
+        return layer_equilibrium(self._layer, torch.zeros_like(injected), solve, injected, weight)
 
     def _layer(self, z: Tensor, injected: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
-
-    #: Trailing dimensions that belong to one problem.
-    _dims = 1
 
     def _solve(
         self, layer: Callable[[Tensor], Tensor], start: Tensor, damping: Tensor
@@ -150,9 +146,10 @@ class DEQLayer(_EquilibriumLayer):
 
     The forward pass finds it by Anderson's acceleration of a damped iteration, the backward pass
     solves :math:`(I - J^\top)u = g` in the same way; neither keeps iterates. While the layer
-    trains, :math:`W_1` stays where there is exactly one equilibrium (`well_posed.WellPosed`): its
-    symmetric part is bounded for nondecreasing activations, its spectral norm for others.
-    :meth:`from_kernel_glm` makes a layer that starts as a kernel GLM [Tsuchida2022]_.
+    trains, :math:`W_1` is ``recurrent.weight`` held where there is exactly one equilibrium: its
+    spectral norm is bounded, and for nondecreasing activations a negative semi-definite part is
+    free (:meth:`recurrent_weight`). :meth:`from_kernel_glm` makes a layer that starts as a kernel
+    GLM [Tsuchida2022]_.
 
     Args:
         in_features: Size of the input.
@@ -160,8 +157,8 @@ class DEQLayer(_EquilibriumLayer):
         activation: Name, :class:`~gp_deq.activations.Activation` or torch function with a Lipschitz
             constant, or an :class:`ExponentialFamily`, whose mean it is then.
         bias: Whether to learn :math:`b`.
-        tolerance: Of the residual, relative to one plus the size of the equilibrium. Default: 1e-10
-            in float64, 1e-5 in float32.
+        tolerance: Of the residual, relative to the size of the equilibrium. Default: 1e-10 in
+            float64, 1e-5 in float32.
         max_iterations: Evaluations of the layer at most.
 
     Attributes:
@@ -177,7 +174,7 @@ class DEQLayer(_EquilibriumLayer):
         >>> layer = DEQLayer(3, 5, "relu")
         >>> x = torch.randn(2, 3)
         >>> z = layer(x)
-        >>> residual = z - (layer.recurrent(z) + layer.injection(x)).relu()
+        >>> residual = z - (z @ layer.recurrent_weight(x).value.T + layer.injection(x)).relu()
         >>> bool(residual.abs().max() < 1e-4)
         True
     """
@@ -192,6 +189,8 @@ class DEQLayer(_EquilibriumLayer):
         tolerance: float | None = None,
         max_iterations: int = 1000,
     ) -> None:
+        if out_features < 1:
+            raise ValueError(f"out_features must be at least 1, got {out_features!r}.")
         super().__init__(
             nn.Linear(out_features, out_features, bias=False),
             nn.Linear(in_features, out_features, bias=bias),
@@ -223,7 +222,9 @@ class DEQLayer(_EquilibriumLayer):
             The layer, in the dtype of ``X``, with weights of its own.
 
         Raises:
-            ValueError: the family has no Lipschitz constant, or ``X`` is not ``n x d``.
+            ValueError: the family has no Lipschitz constant, ``X`` is not ``n x d``, or the kernel
+                is a batch of kernels.
+            NotPSDError: the kernel's matrix is not positive semi-definite.
         """
         if X.dim() != 2:
             raise ValueError(f"X is to be n x d, but it is {tuple(X.shape)}.")
@@ -233,11 +234,22 @@ class DEQLayer(_EquilibriumLayer):
         ).to(X)
         with torch.no_grad():
             weights = glm.weights(X)
-            layer.recurrent.weight = weights.W1
+            if weights.W1.dim() != 2:
+                raise ValueError("A layer takes one kernel, not a batch of them.")
+            check_covariance(weights.W2)
+            layer.recurrent.weight.copy_(weights.W1)
             layer.injection.weight.copy_(weights.W2)
             if layer.injection.bias is not None:
                 layer.injection.bias.zero_()
         return layer
+
+    def recurrent_weight(self, x: Tensor) -> RecurrentWeight:
+        """See :func:`~gp_deq.implicit_layers.well_posed.well_posed`.
+
+        Args:
+            x: Not needed here.
+        """
+        return well_posed(self.recurrent.weight, self.activation.lipschitz, self._monotone)
 
     def _layer(self, z: Tensor, injected: Tensor, weight: Tensor) -> Tensor:
         return self.phi(nn.functional.linear(z, weight) + injected)
@@ -337,8 +349,8 @@ class ConvDEQLayer(_EquilibriumLayer):
             The layer, in the dtype of the kernel's parameters.
 
         Raises:
-            ValueError: the kernel is not stationary, the family has no Lipschitz constant, or
-                ``kernel_size`` is even.
+            ValueError: the kernel is not stationary or too wide for the filters, the family has no
+                Lipschitz constant, or ``kernel_size`` is even.
         """
         if not glm.kernel.is_stationary:
             raise ValueError(
@@ -354,7 +366,7 @@ class ConvDEQLayer(_EquilibriumLayer):
             tolerance=tolerance,
             max_iterations=max_iterations,
         )
-        reference = next(glm.kernel.parameters())
+        reference = next(glm.kernel.parameters(), torch.empty(()))
         layer = layer.to(reference)
         axis = torch.arange(kernel_size).to(reference) - kernel_size // 2
         pixels = torch.cartesian_prod(axis, axis)
@@ -363,11 +375,32 @@ class ConvDEQLayer(_EquilibriumLayer):
             values = glm.kernel(pixels, middle).to_dense() / glm.regularization
             eye = torch.eye(channels).to(reference)[:, :, None, None]
             filters = eye * values.reshape(kernel_size, kernel_size)
-            layer.recurrent.weight = -filters
+            layer.recurrent.weight.copy_(-filters)
+            fine = (8 * kernel_size, 8 * kernel_size)
+            held = well_posed(-filters, layer.activation.lipschitz, layer._monotone, fine)
+            if not torch.equal(held.value, -filters):
+                raise ValueError(
+                    f"Cut off at {kernel_size} x {kernel_size} pixels the kernel is too far from a "
+                    "covariance. Raise kernel_size or the regularization, or shorten the "
+                    "lengthscale."
+                )
             layer.injection.weight.copy_(filters)
             if layer.injection.bias is not None:
                 layer.injection.bias.zero_()
         return layer
+
+    def recurrent_weight(self, x: Tensor) -> RecurrentWeight:
+        """See :func:`~gp_deq.implicit_layers.well_posed.well_posed`.
+
+        Args:
+            x: Images, of which the height and width matter.
+        """
+        conv = self.recurrent
+        assert isinstance(conv, nn.Conv2d)
+        # padded by zeros an image is a part of a torus that is larger by what the filter reaches
+        margin = 0 if conv.padding_mode == "circular" else conv.kernel_size[0] - 1
+        grid = (x.shape[-2] + margin, x.shape[-1] + margin)
+        return well_posed(conv.weight, self.activation.lipschitz, self._monotone, grid)
 
     def _layer(self, z: Tensor, injected: Tensor, weight: Tensor) -> Tensor:
         conv = self.recurrent

@@ -175,7 +175,7 @@ class Binomial(ExponentialFamily):
     name = "binomial"
 
     def __init__(self, total_count: int) -> None:
-        if int(total_count) != total_count or total_count < 1:
+        if not math.isfinite(total_count) or int(total_count) != total_count or total_count < 1:
             raise ValueError(f"total_count must be a positive integer, got {total_count!r}.")
         self.total_count = int(total_count)
 
@@ -310,7 +310,11 @@ class Poisson(ExponentialFamily):
         return -(targets + 1).lgamma()
 
     def _draw(self, eta: Tensor) -> Tensor:
-        return torch.poisson(eta.exp())
+        # torch counts with 64-bit integers; beyond, the normal limit is good to 1e-6
+        rate = eta.exp()
+        large = rate > 1e12
+        normal = (rate + rate.sqrt() * torch.randn_like(rate)).round()
+        return torch.where(large, normal, torch.poisson(rate.masked_fill(large, 0.0)))
 
     def _inside(self, targets: Tensor) -> Tensor:
         return (targets >= 0) & (targets == targets.round())
@@ -372,7 +376,13 @@ class ContinuousBernoulli(ExponentialFamily):
         return torch.where(small, series, outer.sign() * direct) / 8
 
     def _draw(self, eta: Tensor) -> Tensor:
-        return torch.distributions.ContinuousBernoulli(logits=eta).sample()
+        # the inverse of (e^(eta y) - 1) / (e^eta - 1), reflected so that eta is not positive
+        uniform, slope = torch.rand_like(eta), -eta.abs()
+        flat = slope > -1e-4
+        safe = slope.masked_fill(flat, -1.0)
+        low = torch.log1p(uniform * torch.expm1(safe)) / safe
+        low = torch.where(flat, uniform * (1 + slope * (uniform - 1) / 2), low)
+        return torch.where(eta > 0, 1 - low, low).clamp(0.0, 1.0)
 
     def _inside(self, targets: Tensor) -> Tensor:
         return (targets >= 0) & (targets <= 1)

@@ -15,7 +15,13 @@ from torch import Tensor
 from .. import settings
 from ..equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
 from .exponential_family import ExponentialFamily, get_family
-from .map_solver import attach, check_covariance, check_data, most_probable
+from .map_solver import (
+    attach,
+    check_covariance,
+    check_data,
+    check_new_inputs,
+    most_probable,
+)
 
 __all__ = ["GLMWeights", "KernelGLM"]
 
@@ -117,6 +123,9 @@ class KernelGLM(gpytorch.Module):
     @regularization.setter
     def regularization(self, value: float | Tensor) -> None:
         value = torch.as_tensor(value, dtype=self.raw_regularization.dtype)
+        if value.numel() != 1:
+            raise ValueError("regularization must be one number.")
+        value = value.reshape(())
         if not (bool(value.isfinite()) and bool(value > 0)):
             raise ValueError(f"regularization must be a positive number, got {value.item():g}.")
         inverse = self.raw_regularization_constraint.inverse_transform(value)
@@ -137,6 +146,7 @@ class KernelGLM(gpytorch.Module):
             ValueError: shapes or dtypes do not fit, or values are not finite or not in the family's
                 support.
             NotPSDError: the kernel's matrix is not positive semi-definite.
+            NanError: the kernel's matrix is not finite.
         """
         return self.family.mean(self.natural_parameters(X, Y, X_new))
 
@@ -148,7 +158,9 @@ class KernelGLM(gpytorch.Module):
             Y: As there.
             X_new: As there.
         """
-        check_data(X, Y, X_new)
+        check_data(X, Y)
+        if X_new is not None:
+            check_new_inputs(X_new, X)
         self.family.check(Y)
         statistic = self.family.sufficient_statistic(Y)
         covariance = self.kernel(X).to_dense() / self.regularization
@@ -184,11 +196,14 @@ class KernelGLM(gpytorch.Module):
         """The plain iteration."""
         tolerance = settings.solver_tolerance.value(statistic.dtype)
         mean = torch.zeros_like(statistic)
+        if not mean.numel():
+            return mean
         residual, count = mean, 0
         for count in range(1, _PLAIN_ITERATIONS + 1):  # noqa: B007
             eta = (covariance @ (statistic - mean).unsqueeze(-1)).squeeze(-1)
             new = self.family.mean(eta)
-            residual, mean = (new - mean).abs() / (1 + new.abs()), new
+            step, mean = (new - mean).abs().amax(-1), new
+            residual = torch.where(step == 0, 0.0, step / new.abs().amax(-1))
             if bool((residual <= tolerance).all()) or not bool(residual.isfinite().all()):
                 break
         monitor.record(count, residual, tolerance)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from linear_operator.utils.errors import NotPSDError
+from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 from .. import settings
@@ -46,8 +46,14 @@ class Curvature(NamedTuple):
 
         Raises:
             NotPSDError: the covariance is not positive semi-definite.
+            NanError: the curvature is not finite.
         """
         root = family.std(eta).unsqueeze(-1)
+        if not bool(root.square().isfinite().all()):
+            raise NanError(
+                f"The curvature of {family!r} overflows: natural parameters reach "
+                f"{eta.detach().max().item():.3g}."
+            )
         matrix = root * covariance * root.mT
         matrix = matrix + torch.eye(eta.shape[-1], dtype=eta.dtype, device=eta.device)
         factor, info = torch.linalg.cholesky_ex(matrix)
@@ -77,47 +83,76 @@ def check_covariance(covariance: Tensor) -> None:
         covariance: ``... x n x n``.
 
     Raises:
-        ValueError: it is not finite, or not symmetric.
+        NanError: it is not finite.
+        ValueError: it is not symmetric.
         NotPSDError: it has an eigenvalue below zero by more than rounding.
     """
     matrix = covariance.detach()
     n = matrix.shape[-1]
     if not bool(matrix.isfinite().all()):
-        raise ValueError("The kernel matrix has NaN or infinite entries.")
+        raise NanError("The kernel matrix has NaN or infinite entries.")
     if not matrix.numel():
         return
     rounding = 10 * n * torch.finfo(matrix.dtype).eps
     level = matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
     if bool(((matrix - matrix.mT).abs() > rounding * level).any()):
         raise ValueError("The kernel matrix is not symmetric.")
-    shift = torch.eye(n, dtype=matrix.dtype, device=matrix.device) * rounding * level
-    _, info = torch.linalg.cholesky_ex(matrix + shift + torch.finfo(matrix.dtype).tiny)
+    eye = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    _, info = torch.linalg.cholesky_ex(
+        matrix + (rounding * level + torch.finfo(matrix.dtype).tiny) * eye
+    )
     if bool((info != 0).any()):
         raise NotPSDError(_INDEFINITE)
 
 
-def check_data(X: Tensor, Y: Tensor, X_new: Tensor | None = None) -> None:
+def check_data(X: Tensor, Y: Tensor) -> None:
     """Refuse inputs and targets that do not go together.
 
     Args:
         X: Inputs, ``... x n x d``.
         Y: Targets, ``... x n``.
-        X_new: Inputs to predict at, ``... x m x d``.
 
     Raises:
-        ValueError: the shapes or dtypes do not fit.
+        ValueError: the shapes or dtypes do not fit, or inputs are not finite.
     """
     if X.dim() < 2 or Y.dim() < 1 or Y.shape[-1] != X.shape[-2]:
         raise ValueError(
             f"X is to be ... x n x d and Y ... x n, but they are {tuple(X.shape)} and "
             f"{tuple(Y.shape)}."
         )
-    if X_new is not None and (X_new.dim() < 2 or X_new.shape[-1] != X.shape[-1]):
+    try:
+        torch.broadcast_shapes(X.shape[:-2], Y.shape[:-1])
+    except RuntimeError as error:
+        raise ValueError(
+            f"The leading dimensions of X and Y do not go together: {tuple(X.shape)} and "
+            f"{tuple(Y.shape)}."
+        ) from error
+    if X.dtype != Y.dtype:
+        raise ValueError(f"X and Y are to have one dtype, but have {X.dtype} and {Y.dtype}.")
+    if not bool(X.isfinite().all()):
+        raise ValueError("X has NaN or infinite entries.")
+
+
+def check_new_inputs(X_new: Tensor, X: Tensor) -> None:
+    """Refuse inputs to predict at that do not go with those of the data.
+
+    Args:
+        X_new: ``... x m x d``.
+        X: ``... x n x d``.
+
+    Raises:
+        ValueError: the shapes or dtypes do not fit, or inputs are not finite.
+    """
+    if X_new.dim() < 2 or X_new.shape[-1] != X.shape[-1]:
         raise ValueError(
             f"X_new is to be ... x m x {X.shape[-1]}, like X, but it is {tuple(X_new.shape)}."
         )
-    if X.dtype != Y.dtype:
-        raise ValueError(f"X and Y are to have one dtype, but have {X.dtype} and {Y.dtype}.")
+    if X_new.dtype != X.dtype:
+        raise ValueError(
+            f"X_new and X are to have one dtype, but have {X_new.dtype} and {X.dtype}."
+        )
+    if not bool(X_new.isfinite().all()):
+        raise ValueError("X_new has NaN or infinite entries.")
 
 
 def most_probable(
@@ -131,15 +166,20 @@ def most_probable(
     r"""Minimises the objective by Newton's method, and attaches the derivatives of the minimum.
 
     Each Newton step is a weighted least-squares problem, solved through :math:`B = I + W^{1/2} K
-    W^{1/2}` (Rasmussen and Williams 2006, algorithm 3.1), so that ``K`` may be singular; a step is
-    halved until the objective falls enough, which makes the method converge from everywhere. The
-    derivatives are :math:`df = (I + KW)^{-1}(dK \alpha + K\, dT + dm)`.
+    W^{1/2}` (Rasmussen and Williams 2006, section 3.4), so that ``K`` may be singular. With
+    :math:`g = T - A'(f)` it leads to :math:`\alpha = g + (W^{-1} + K)^{-1}(f - m - Kg)`, a small
+    correction near the solution, where algorithm 3.1 there subtracts large numbers. A step is
+    halved until the objective falls enough, which makes the method converge from everywhere. It
+    ends with a step within ``settings.solver_tolerance`` or, after ten, within the rounding of
+    :math:`K\alpha`, if that is below the root of the tolerance. The derivatives are :math:`df = (I
+    + KW)^{-1}(dK \alpha + K\, dT + dm)`.
 
     Args:
         covariance: ``K``, ``... x n x n``, positive semi-definite.
         statistic: ``T``, ``... x n``.
         family: Of the targets.
-        monitor: Is told iterations and the last step, relative to ``1 + max |f|``.
+        monitor: Is told iterations and the last step or what rounding hides, relative to
+            ``1 + max |f|``.
         offset: ``m``, of a shape that broadcasts with ``T``; None for zero.
         start: First :math:`\alpha`, ``... x n``, such as that of a similar problem; zero is taken
             where that is better, or if None.
@@ -195,6 +235,7 @@ def _newton(
     statistic, offset = statistic.expand(shape), offset.expand(shape)
     eps = torch.finfo(statistic.dtype).eps
     tolerance = settings.solver_tolerance.value(statistic.dtype)
+    loose = tolerance**0.5
 
     def objective(alpha: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
         terms = torch.stack(
@@ -207,24 +248,20 @@ def _newton(
     if start is not None:
         warm_eta = offset + (covariance @ start.unsqueeze(-1)).squeeze(-1)
         warm_value, warm_rounding = objective(start, warm_eta)
-        better = (warm_value < value).unsqueeze(-1)
-        alpha, eta = torch.where(better, start, alpha), torch.where(better, warm_eta, eta)
-        rounding = torch.where(warm_value < value, warm_rounding, rounding)
-        value = torch.minimum(warm_value, value)
-    relative, count = torch.zeros_like(value), 0
+        better = warm_value < value
+        alpha = torch.where(better.unsqueeze(-1), start, alpha)
+        eta = torch.where(better.unsqueeze(-1), warm_eta, eta)
+        value = torch.where(better, warm_value, value)
+        rounding = torch.where(better, warm_rounding, rounding)
+    relative, count, last = torch.zeros_like(value), 0, torch.full_like(value, torch.inf)
     while eta.numel() and count < settings.max_solver_iterations.value():
         count += 1
         curvature = Curvature.at(eta, covariance, family)
         gradient = statistic - family.mean(eta)
-        target = (family.variance(eta) * (eta - offset) + gradient).unsqueeze(-1)
-        proposal = (target - curvature.solve(covariance @ target)).squeeze(-1)
+        excess = eta - offset - (covariance @ gradient.unsqueeze(-1)).squeeze(-1)
+        proposal = gradient + curvature.solve(excess.unsqueeze(-1)).squeeze(-1)
         reached = offset + (covariance @ proposal.unsqueeze(-1)).squeeze(-1)
         step, slope = reached - eta, ((reached - eta) * (alpha - gradient)).sum(-1)
-        # what the sums in K alpha lose; and, after ten steps, alpha itself
-        terms = proposal.abs().unsqueeze(-1) + (target.abs() if count > 10 else 0)
-        noise = 4 * eps * (covariance.abs() @ terms).squeeze(-1).amax(-1)
-        size = step.abs().amax(-1)
-        scale = 1 + reached.abs().amax(-1)
         length = torch.ones_like(value)
         for _ in range(_HALVINGS):
             part = length.unsqueeze(-1)
@@ -236,8 +273,15 @@ def _newton(
                 break
             length = torch.where(accepted, length, length / 2)
         alpha, eta, value, rounding = new_alpha, new_eta, new_value, new_rounding
-        relative = ((size - noise).clamp_min(0) / scale).nan_to_num(torch.inf, torch.inf)
-        if bool((relative <= tolerance).all()):
+        # what the sums in K alpha lose
+        noise = eps * (covariance.abs() @ proposal.abs().unsqueeze(-1)).squeeze(-1).amax(-1)
+        size, scale = step.abs().amax(-1), 1 + reached.abs().amax(-1)
+        relative = (torch.maximum(size, noise) / scale).nan_to_num(torch.inf, torch.inf)
+        # smaller than rounding, or as small as rounding lets it become
+        settled = (size <= noise) | ((size > last / 2) & (length == 1))
+        last = size
+        limit = torch.where(settled, loose, tolerance) if count > 10 else tolerance
+        if bool((relative <= limit).all()):
             break
-    monitor.record(count, relative, tolerance)
+    monitor.record(count, relative, loose if count > 10 and bool(settled.any()) else tolerance)
     return eta

@@ -75,6 +75,16 @@ def test_no_fixed_point_is_reported() -> None:
     assert not report.converged and report.iterations == 50 and report.residual > 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_tiny_and_huge_problems(dtype: torch.dtype, scale: float) -> None:
+    """Squares of these overflow, or vanish, in float32."""
+    b = scale * torch.linspace(-1, 1, 6, dtype=dtype).reshape(1, -1)
+    found, report = solve(lambda z: b - 0.9 * z.flip(-1), torch.zeros_like(b), 1e-6)
+    # z = b - 0.9 flip(z), and b is odd: z (1 - 0.9) = b
+    assert report.converged and torch.allclose(found / scale, 10 * b / scale, rtol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3,), (2, 4, 3), (2, 0)])
 def test_shapes(shape: tuple[int, ...]) -> None:
     start = torch.zeros(shape, dtype=torch.float64)

@@ -157,6 +157,22 @@ def test_samples(family: ExponentialFamily) -> None:
     assert bool((error < 4 * family.std(eta) / math.sqrt(20_000)).all())
 
 
+def test_samples_far_out() -> None:
+    eta = torch.tensor([-1e4, -1e-6, 1e4], dtype=torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        continuous = ContinuousBernoulli().sample(eta, (20_000,))
+        counts = Poisson().sample(torch.tensor([45.0, 100.0], dtype=torch.float64), (100,))
+    error = (continuous.mean(0) - ContinuousBernoulli().mean(eta)).abs()
+    assert bool((error < 4 * ContinuousBernoulli().std(eta) / math.sqrt(20_000)).all())
+    Poisson().check(counts)
+    # rates of 3e19 and 3e43
+    spread = torch.tensor([45.0, 100.0]).double().exp().sqrt() / 10
+    assert bool(
+        ((counts - counts.new_tensor([45.0, 100.0]).exp()).mean(0).abs() < 4 * spread).all()
+    )
+
+
 @pytest.mark.parametrize(
     ("family", "bad"),
     [
@@ -187,8 +203,9 @@ def test_names() -> None:
         get_family("cauchy")
     with pytest.raises(TypeError, match="not 3"):
         get_family(3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="positive integer"):
-        Binomial(0)
+    for count in (0, 1.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="positive integer"):
+            Binomial(count)  # type: ignore[arg-type]
 
 
 def test_continuous_bernoulli_tail_of_the_variance() -> None:
