@@ -90,7 +90,7 @@ class DeclarativeNetwork(nn.Module):
             W4: Of the input there.
         """
         with torch.no_grad():
-            self.layer.recurrent.weight = W1
+            self.layer.recurrent.weight.copy_(W1)
             self.layer.injection.weight.copy_(W2)
             self.from_state.weight.copy_(W3)
             self.from_input.weight.copy_(W4)
