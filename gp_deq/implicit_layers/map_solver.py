@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from linear_operator.settings import cholesky_jitter
 from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
@@ -85,7 +86,8 @@ def check_covariance(covariance: Tensor) -> None:
     Raises:
         NanError: it is not finite.
         ValueError: it is not symmetric.
-        NotPSDError: it has an eigenvalue below zero by more than rounding.
+        NotPSDError: it has an eigenvalue below zero by more than rounding and GPyTorch's
+            ``cholesky_jitter`` explain.
     """
     matrix = covariance.detach()
     n = matrix.shape[-1]
@@ -93,7 +95,8 @@ def check_covariance(covariance: Tensor) -> None:
         raise NanError("The kernel matrix has NaN or infinite entries.")
     if not matrix.numel():
         return
-    rounding = 10 * n * torch.finfo(matrix.dtype).eps
+    # stationary kernels expand squares of distances and lose more than rounding
+    rounding = max(10 * n * torch.finfo(matrix.dtype).eps, cholesky_jitter.value(matrix.dtype))
     level = matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
     if bool(((matrix - matrix.mT).abs() > rounding * level).any()):
         raise ValueError("The kernel matrix is not symmetric.")
