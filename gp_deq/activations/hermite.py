@@ -154,7 +154,7 @@ class Hermite(Activation):
             variance: ``q``.
         """
         root = torch.tensor([[float(variance)]], dtype=torch.float64).sqrt()
-        nodes, table = _quadrature(self.degree + 2, _panels(root))
+        nodes, table = gaussian_quadrature(self.degree + 2, panel_halvings(root))
         square = self.fn(root * nodes).square() @ table[:, :1]
         kept = self.diagonal(root.square())
         return float((1 - kept / square).clamp_min(0.0))
@@ -193,7 +193,7 @@ class Hermite(Activation):
 
     def _integrate(self, root: Tensor) -> tuple[Tensor, Tensor]:
         wide = root.double()
-        nodes, table = _quadrature(self.degree + 2, _panels(wide), root.device)
+        nodes, table = gaussian_quadrature(self.degree + 2, panel_halvings(wide), root.device)
         value, slope = value_and_slope(self.fn, wide * nodes)
         return (
             (value @ table[:, : self.degree + 1]).to(root.dtype),
@@ -346,14 +346,14 @@ def _log_grid(root: Tensor) -> tuple[Tensor, Tensor] | None:
     return (middle + half * angles.cos()).exp().unsqueeze(-1), weights
 
 
-def _panels(root: Tensor) -> int:
+def panel_halvings(root: Tensor) -> int:
     """Number of halvings of the panels around zero that resolve ``fn(root * z)``."""
     largest = float(root.detach().max()) if root.numel() else 0.0
     return max(0, math.ceil(math.log2(max(largest, 1.0) / 2)))
 
 
 @lru_cache(maxsize=32)
-def _quadrature(
+def gaussian_quadrature(
     degree: int, halvings: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """Nodes ``z`` on the line and a table of weights times ``h_k(z)`` for ``k <= degree``.

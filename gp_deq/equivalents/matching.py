@@ -1,0 +1,198 @@
+r"""Shallow explicit networks with the high-dimensional kernel of an equilibrium.
+
+The kernel of an explicit network with centred activations obeys the same law as that of an
+equilibrium. With :math:`\tilde\alpha = (1, 0, 0, 1)` and :math:`\tau_0` at its input, a layer maps
+
+.. math::
+    \tilde\alpha_1 \leftarrow g_1\tilde\alpha_1, \quad
+    \tilde\alpha_2 \leftarrow g_1\tilde\alpha_2 + \tfrac14 g_2\tilde\alpha_4^2, \quad
+    \tilde\alpha_3 \leftarrow g_1\tilde\alpha_3 + \tfrac12 g_2\tilde\alpha_1^2, \quad
+    \tilde\alpha_4 \leftarrow \tfrac12 g_4\tilde\alpha_4, \quad
+    \tau^2 \leftarrow \operatorname E\sigma^2(\tau z)
+
+with the old values on the right. So a network is the equilibrium's equal if its
+:math:`\tilde\alpha_1` to :math:`\tilde\alpha_3` and its :math:`\tau^2 - \tau_0^2\tilde\alpha_1` are
+[LingEtAl2024]_.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq, least_squares
+from scipy.special import erf
+
+__all__ = ["Design", "Layer", "Target", "hard_tanh_design", "leaky_relu_design", "propagate"]
+
+_STARTS = 40
+
+
+class Target(NamedTuple):
+    """What a network is to have, in units of the covariance of its input.
+
+    Args:
+        alpha_1: Of the covariance.
+        alpha_2: Of the products of deviations of squared norms.
+        alpha_3: Of the squares of the covariance.
+        variance: Of an output.
+        tau0: Root of the variance of an input.
+    """
+
+    alpha_1: float
+    alpha_2: float
+    alpha_3: float
+    variance: float
+    tau0: float
+
+
+class Layer(NamedTuple):
+    r"""Expectations of a layer's activation, as in `gaussian_moments`.
+
+    Args:
+        g1: :math:`(\operatorname E\sigma')^2`.
+        g2: :math:`(\operatorname E\sigma'')^2`.
+        g4: :math:`\operatorname E(\sigma^2)''`.
+        variance: :math:`\operatorname E\sigma^2`.
+    """
+
+    g1: float
+    g2: float
+    g4: float
+    variance: float
+
+
+class Design(NamedTuple):
+    """A network that was designed.
+
+    Args:
+        family: "hard-tanh" or "leaky-relu".
+        parameters: ``(a, c)`` of ``a clip(u, -c, c)``, or ``(a1, b1, a2, b2)`` of ``max(a u, b u)``
+            in two layers.
+        residual: Sum of squares of the four equations' errors, relative to the largest
+            coefficient.
+    """
+
+    family: str
+    parameters: tuple[float, ...]
+    residual: float
+
+
+def propagate(layers: list[Layer], tau0: float) -> Target:
+    """The coefficients of a network.
+
+    Args:
+        layers: From the input on.
+        tau0: Root of the variance of an input.
+    """
+    a1, a2, a3, a4, variance = 1.0, 0.0, 0.0, 1.0, tau0**2
+    for g1, g2, g4, variance in layers:
+        a1, a2, a3, a4 = (
+            g1 * a1,
+            g1 * a2 + g2 * a4**2 / 4,
+            g1 * a3 + g2 * a1**2 / 2,
+            g4 * a4 / 2,
+        )
+    return Target(a1, a2, a3, variance, tau0)
+
+
+def _hard_tanh(a: float, c: float, tau: float) -> Layer:
+    """Of ``a clip(u, -c, c)``."""
+    inside = erf(c / (math.sqrt(2) * tau))
+    edge = c * tau * math.sqrt(2 / math.pi) * math.exp(-(c**2) / (2 * tau**2))
+    variance = a**2 * (tau**2 * inside + c**2 * (1 - inside) - edge)
+    # E (sigma^2)'' = 2 E sigma'^2 + 2 E sigma sigma'', whose second part sits at the two edges
+    return Layer((a * inside) ** 2, 0.0, 2 * a**2 * inside - 2 * a**2 * edge / tau**2, variance)
+
+
+def _leaky_relu(a: float, b: float, tau: float) -> Layer:
+    """Of ``max(a u, b u)`` less its mean."""
+    k = (a**2 + b**2) * (math.pi - 1) + 2 * a * b
+    return Layer(
+        (a + b) ** 2 / 4,
+        (a - b) ** 2 / (2 * math.pi * tau**2),
+        k / math.pi,
+        tau**2 * k / (2 * math.pi),
+    )
+
+
+def _errors(found: Target, target: Target) -> np.ndarray:
+    """Of the four equations; the last in units of the input's variance."""
+    unit = target.tau0**2
+    return np.array(
+        [
+            found.alpha_1 - target.alpha_1,
+            (found.alpha_2 - target.alpha_2) * unit,
+            (found.alpha_3 - target.alpha_3) * unit,
+            (found.variance - target.variance) / unit - (found.alpha_1 - target.alpha_1),
+        ]
+    ) / max(target.alpha_1, target.variance / unit)
+
+
+def hard_tanh_design(target: Target) -> Design:
+    r"""One layer of ``a clip(u, -c, c)``, for odd activations.
+
+    :math:`\tau^2/g_1` depends on ``c`` alone and falls from :math:`\tau_0^2\pi/2` to
+    :math:`\tau_0^2`; then ``a`` follows from :math:`g_1`.
+
+    Args:
+        target: What it is to have.
+
+    Returns:
+        The best there is; see its residual.
+    """
+    tau0, ratio = target.tau0, target.variance / target.alpha_1
+
+    def excess(c: float) -> float:
+        g1, _, _, variance = _hard_tanh(1.0, c, tau0)
+        return variance / g1 - ratio
+
+    low, high = 1e-3 * tau0, 8 * tau0
+    if excess(low) <= 0:
+        c = low
+    elif excess(high) >= 0:
+        c = high
+    else:
+        c = brentq(excess, low, high, xtol=1e-15 * tau0, rtol=1e-15)
+    a = math.sqrt(target.alpha_1 / _hard_tanh(1.0, c, tau0).g1)
+    errors = _errors(propagate([_hard_tanh(a, c, tau0)], tau0), target)
+    return Design("hard-tanh", (a, c), float(errors @ errors))
+
+
+def leaky_relu_design(target: Target) -> Design:
+    """Two layers of ``max(a u, b u)`` less its mean.
+
+    Least squares for the four equations from random starts. The solution is not unique.
+
+    Args:
+        target: What they are to have.
+
+    Returns:
+        The best there is; see its residual.
+    """
+    tau0 = target.tau0
+
+    def layers(point: np.ndarray) -> list[Layer]:
+        # half sums and half differences, which the coefficients are squares of
+        first = _leaky_relu(point[0] + point[1], point[0] - point[1], tau0)
+        tau1 = math.sqrt(max(first.variance, 1e-300))
+        return [first, _leaky_relu(point[2] + point[3], point[2] - point[3], tau1)]
+
+    def errors(point: np.ndarray) -> np.ndarray:
+        return _errors(propagate(layers(point), tau0), target)
+
+    generator = np.random.default_rng(0)
+    best = None
+    for _ in range(_STARTS):
+        start = np.exp(generator.normal(scale=0.7, size=4)) * [1.0, 0.5, 1.0, 0.5]
+        found = least_squares(errors, start, xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=500)
+        if best is None or found.cost < best.cost:
+            best = found
+        if best.cost < 1e-26:
+            break
+    assert best is not None
+    s1, d1, s2, d2 = best.x
+    residual = errors(best.x)
+    parameters = (s1 + d1, s1 - d1, s2 + d2, s2 - d2)
+    return Design("leaky-relu", tuple(map(float, parameters)), float(residual @ residual))
