@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from linear_operator.operators import (
-    AddedDiagLinearOperator,
-    DiagLinearOperator,
     LinearOperator,
-    to_linear_operator,
 )
 from torch import Tensor
 
@@ -54,9 +49,7 @@ class EquivalentLinearOperator(LinearOperator):
         return torch.Size([*batch, self.z1.shape[-2], self.z2.shape[-2]])
 
     def _transpose_nonbatch(self) -> LinearOperator:
-        return type(self)(
-            self.z2, self.z1, self.chi2, self.chi1, self.weights, self.diagonal_part
-        )
+        return type(self)(self.z2, self.z1, self.chi2, self.chi1, self.weights, self.diagonal_part)
 
     def _matmul(self, rhs: Tensor) -> Tensor:
         vector = rhs.dim() == 1

@@ -1,0 +1,113 @@
+"""An activation with a constant taken off."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..activations import Activation
+from ..activations.hermite import gaussian_quadrature, panel_halvings
+from ..activations.pair_covariance import safe_sqrt
+
+__all__ = ["Centered"]
+
+
+class Centered(Activation):
+    r""":math:`s\,(\varphi(u) - c)`, with the expectations of :math:`\varphi` in closed form if it has
+    them.
+
+    Args:
+        activation: :math:`\varphi`.
+        constant: :math:`c`.
+        scale: :math:`s`.
+
+    Example:
+        >>> from gp_deq.activations import ReLU
+        >>> Centered(ReLU(), 0.4)(torch.tensor([-1.0, 1.0]))
+        tensor([-0.4000,  0.6000])
+    """
+
+    def __init__(self, activation: Activation, constant: float, scale: float = 1.0) -> None:
+        self.activation, self.constant, self.scale = activation, float(constant), float(scale)
+        self.closed_form = activation.closed_form
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """See :meth:`~gp_deq.activations.Activation.__call__`."""
+        return self.scale * (self.activation(u) - self.constant)
+
+    @property
+    def lipschitz(self) -> float:
+        """That of the activation, scaled."""
+        return abs(self.scale) * self.activation.lipschitz
+
+    @property
+    def critical_weight_variance(self) -> float:
+        """That of the activation, scaled: the constant adds to the bias alone."""
+        return self.activation.critical_weight_variance / self.scale**2
+
+    def features(self, variance: Tensor) -> Tensor:
+        """Those of the activation, and its mean."""
+        return torch.cat([self.activation.features(variance), self._mean(variance)], -1)
+
+    def expectations(
+        self,
+        features1: Tensor,
+        features2: Tensor,
+        sqdist: Tensor,
+        accuracy: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`~gp_deq.activations.Activation.expectations`."""
+        value, slope = self.activation.expectations(
+            features1[..., :-1], features2[..., :-1], sqdist, accuracy
+        )
+        means = features1[..., -1:] + features2[..., -1:].mT
+        value = value - self.constant * means + self.constant**2
+        return self.scale**2 * value, self.scale**2 * slope
+
+    def variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`~gp_deq.activations.Activation.variance_slopes`."""
+        slope1, slope2 = self.activation.variance_slopes(
+            features1[..., :-1], features2[..., :-1], sqdist
+        )
+        bend1, bend2 = (
+            self.constant * self._mean_slope(f[..., :1]) for f in (features1, features2)
+        )
+        return self.scale**2 * (slope1 - bend1), self.scale**2 * (slope2 - bend2.mT)
+
+    def diagonal(self, variance: Tensor) -> Tensor:
+        """See :meth:`~gp_deq.activations.Activation.diagonal`."""
+        value = self.activation.diagonal(variance)
+        value = value - 2 * self.constant * self._mean(variance) + self.constant**2
+        return self.scale**2 * value
+
+    def derivative_diagonal(self, variance: Tensor) -> Tensor:
+        """See :meth:`~gp_deq.activations.Activation.derivative_diagonal`."""
+        return self.scale**2 * self.activation.derivative_diagonal(variance)
+
+    def diagonal_slope(self, variance: Tensor) -> Tensor:
+        """See :meth:`~gp_deq.activations.Activation.diagonal_slope`."""
+        bend = 2 * self.constant * self._mean_slope(variance)
+        return self.scale**2 * (self.activation.diagonal_slope(variance) - bend)
+
+    def _mean(self, variance: Tensor) -> Tensor:
+        return _expectation(self.activation, variance, 0)
+
+    def _mean_slope(self, variance: Tensor) -> Tensor:
+        r"""Derivative of the mean by the variance, :math:`\operatorname E[(z^2-1)\varphi]/2v`."""
+        safe = variance.masked_fill(variance == 0, torch.inf)
+        return 2**0.5 * _expectation(self.activation, variance, 2) / (2 * safe)
+
+    def __repr__(self) -> str:
+        return f"Centered({self.activation!r}, {self.constant:.6g}, {self.scale:.6g})"
+
+
+def _expectation(activation: Activation, variance: Tensor, degree: int) -> Tensor:
+    """Hermite coefficient of an activation, of the shape of the variance."""
+    root = safe_sqrt(variance.double())
+    nodes, table = gaussian_quadrature(2, panel_halvings(root), variance.device)
+    points = root.reshape(-1, 1) * nodes
+    column = table[:, degree]
+    parts = [activation(rows) @ column for rows in points.split(4096)]
+    return torch.cat(parts).reshape(variance.shape).to(variance.dtype)

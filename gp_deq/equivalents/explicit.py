@@ -1,0 +1,239 @@
+"""Shallow networks in the place of an equilibrium: their kernels, and modules that draw them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..activations import Activation, Hermite, LeakyReLU, PairCovariance
+from ..equilibrium import SolverMonitor
+from ..kernels import DEQNNGPKernel
+from ..kernels._base import NeuralKernel
+from .centered import Centered
+from .coefficients import HighDimensionalCoefficients, high_dimensional_coefficients
+from .matching import Design, Target, hard_tanh_design, leaky_relu_design
+
+__all__ = ["ExplicitKernel", "ExplicitNetwork", "match_explicit"]
+
+#: Residual of a match that counts as exact: a sum of squares of relative errors.
+_EXACT = 1e-20
+
+
+class ExplicitKernel(NeuralKernel):
+    r"""Covariance of the outputs of a wide network with an activation for each layer.
+
+    :math:`\Sigma_1 = b`, the covariance of the scaled inputs, :math:`\Sigma_{l+1} =
+    G_l(\Sigma_l)`; the value is the last.
+
+    Args:
+        activations: From the input on.
+        center: See :class:`~gp_deq.kernels.DEQNNGPKernel`.
+        **kwargs: Priors, constraints and GPyTorch's arguments, as there.
+    """
+
+    _hyperparameters = ("bias_variance",)
+
+    def __init__(
+        self,
+        activations: Sequence[Activation],
+        center: float | Sequence[float] | Tensor = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(center, **kwargs)
+        self.activations = tuple(activations)
+
+    @property
+    def _nonlinearity(self) -> object:
+        return self.activations
+
+    def _read_out(
+        self, injected: PairCovariance, monitor: SolverMonitor, *args: Tensor, **kwargs: Any
+    ) -> Tensor:
+        sigma = injected
+        for activation in self.activations:
+            sigma = activation.dual(sigma)
+        return sigma.cov
+
+
+class ExplicitNetwork:
+    """A shallow network designed to have the high-dimensional kernel of an equilibrium.
+
+    Args:
+        design: What was found.
+        coefficients: Of the equilibrium.
+        source: The DEQ kernel.
+        tau0: Root of the mean of the injected variances.
+
+    Attributes:
+        family: "hard-tanh" or "leaky-relu".
+        parameters: ``(a, c)`` of ``a clip(u, -c, c)``, or ``(a1, b1, a2, b2)`` of ``max(a u, b u)``.
+        residual: Sum of squares of the four equations' relative errors.
+        activations: Of the layers, centred.
+    """
+
+    def __init__(
+        self,
+        design: Design,
+        coefficients: HighDimensionalCoefficients,
+        source: DEQNNGPKernel,
+        tau0: float,
+    ) -> None:
+        self.family, self.parameters, self.residual = design
+        self.coefficients, self.source = coefficients, source
+        self.activations = _activations(design, tau0)
+
+    def kernel(self) -> ExplicitKernel:
+        """A kernel with the centre and the lengthscales of the DEQ kernel."""
+        source = self.source
+        kernel = ExplicitKernel(
+            self.activations,
+            source.center.reshape(-1),
+            ard_num_dims=source.ard_num_dims,
+            active_dims=source.active_dims,
+        ).to(source.raw_lengthscale)
+        kernel.lengthscale = source.lengthscale.detach()
+        kernel.bias_variance = 0.0
+        return kernel
+
+    def module(self, in_features: int, width: int) -> nn.Sequential:
+        """A random network whose features have the kernel as their inner products, at great width.
+
+        Args:
+            in_features: Of an input, before centre and lengthscales are applied.
+            width: Of each layer; the error falls like its root.
+
+        Returns:
+            Linear layers with standard normal weights over the root of their inputs' number, and the
+            activations; the features are divided by the root of ``width``.
+        """
+        source, layers = self.source, nn.Sequential()
+        layers.append(_Standardize(source.center, source.lengthscale.detach()))
+        size = in_features
+        for activation in self.activations:
+            linear = nn.Linear(size, width, bias=False).to(source.raw_lengthscale)
+            nn.init.normal_(linear.weight, std=size**-0.5)
+            layers.extend([linear, _Elementwise(activation)])
+            size = width
+        layers.append(_Scale(width**-0.5))
+        return layers
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{value:.4g}" for value in self.parameters)
+        return f"ExplicitNetwork({self.family}, ({numbers}), residual={self.residual:.1e})"
+
+
+class _Standardize(nn.Module):
+    def __init__(self, center: Tensor, lengthscale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("center", center.clone())
+        self.register_buffer("lengthscale", lengthscale.reshape(-1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.center) / self.lengthscale
+
+
+class _Elementwise(nn.Module):
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x)
+
+
+class _Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+def _activations(design: Design, tau0: float) -> tuple[Activation, ...]:
+    if design.family == "hard-tanh":
+        a, c = design.parameters
+        return (Hermite(_HardTanh(a, c), lipschitz=abs(a)),)
+    found: list[Activation] = []
+    tau = tau0
+    a1, b1, a2, b2 = design.parameters
+    for a, b in ((a1, b1), (a2, b2)):
+        # max(a u, b u) has the larger slope where u is positive
+        positive, negative = max(a, b), min(a, b)
+        if abs(positive) < abs(negative):
+            # reflected: slope of the negative side first, for a Gaussian is symmetric
+            positive, negative = -negative, -positive
+        slope = LeakyReLU(negative / positive)
+        constant = (1 - negative / positive) * tau / math.sqrt(2 * math.pi)
+        found.append(Centered(slope, constant, positive))
+        k = (a**2 + b**2) * (math.pi - 1) + 2 * a * b
+        tau = tau * math.sqrt(k / (2 * math.pi))
+    return tuple(found)
+
+
+class _HardTanh:
+    """``a clip(u, -c, c)``."""
+
+    def __init__(self, a: float, c: float) -> None:
+        self.a, self.c = a, c
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return self.a * u.clamp(-self.c, self.c)
+
+
+def match_explicit(
+    deq_kernel: DEQNNGPKernel,
+    X_or_tau0: Tensor | float,
+    family: Literal["auto", "hard-tanh", "leaky-relu"] = "auto",
+) -> ExplicitNetwork:
+    r"""Design a shallow network with the high-dimensional kernel of a DEQ kernel.
+
+    Args:
+        deq_kernel: Its activation, weight variance, centre and lengthscales; the bias is left out.
+        X_or_tau0: Inputs ``n x d``, whose mean injected variance is :math:`\tau_0^2`, or
+            :math:`\tau_0` itself.
+        family: "hard-tanh", one layer, has no curvature and suits odd activations; "leaky-relu", two
+            layers, suits others; "auto" takes the one of the smaller residual.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: there is no exact match in the family; the message has the best residual.
+
+    Example:
+        >>> from gp_deq import DEQNNGPKernel
+        >>> kernel = DEQNNGPKernel("tanh").double()
+        >>> kernel.weight_variance = 0.1
+        >>> match_explicit(kernel, 0.9**0.5).residual < 1e-20
+        True
+    """
+    if isinstance(X_or_tau0, Tensor) and X_or_tau0.dim():
+        scaled = deq_kernel._scale(X_or_tau0).detach()
+        tau0 = scaled.square().sum(-1).mean().sqrt().item()
+    else:
+        tau0 = float(X_or_tau0)
+    with torch.no_grad():
+        found = high_dimensional_coefficients(deq_kernel, tau0=tau0)
+    target = Target(
+        found.alpha_1.item(),
+        found.alpha_2.item(),
+        found.alpha_3.item(),
+        found.gamma.item() ** 2,
+        tau0,
+    )
+    makers = {"hard-tanh": hard_tanh_design, "leaky-relu": leaky_relu_design}
+    if family != "auto" and family not in makers:
+        raise ValueError(f'family must be "auto", "hard-tanh" or "leaky-relu", not {family!r}.')
+    names = makers if family == "auto" else [family]
+    best = min((makers[name](target) for name in names), key=lambda design: design.residual)
+    if best.residual > _EXACT:
+        raise ValueError(
+            f"No {'explicit' if family == 'auto' else family} network matches {deq_kernel!r}: the "
+            f"best has a residual of {best.residual:.1e}, with {best.family} {best.parameters}."
+        )
+    return ExplicitNetwork(best, found, deq_kernel, tau0)
