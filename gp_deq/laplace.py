@@ -305,10 +305,10 @@ class LaplaceGP(gpytorch.Module):
         start = [p.detach().clone() for p in parameters]
         with torch.no_grad():
             similar = self.posterior()  # what is wrong with the data is said here
-        best, best_point = math.inf, _flatten(parameters)
+        best, best_point, best_posterior = math.inf, _flatten(parameters), similar
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
-            nonlocal similar, best, best_point
+            nonlocal similar, best, best_point, best_posterior
             _assign(parameters, point)
             try:
                 similar = self._condition(X, y, similar)
@@ -323,7 +323,7 @@ class LaplaceGP(gpytorch.Module):
                 loss, parameters, allow_unused=True, materialize_grads=True
             )
             if loss.item() < best:
-                best, best_point = loss.item(), point.copy()
+                best, best_point, best_posterior = loss.item(), point.copy(), similar
             return loss.item(), _flatten(gradients)
 
         if parameters:
@@ -346,7 +346,7 @@ class LaplaceGP(gpytorch.Module):
                     stacklevel=2,
                 )
         with torch.no_grad():
-            return deepcopy(self).posterior()
+            return deepcopy(self)._condition(X, y, best_posterior)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # the data go where the parameters go

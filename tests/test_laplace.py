@@ -202,7 +202,8 @@ def test_fit_raises_the_evidence_and_predicts(kernel: type, name: str) -> None:
     constant.kernel.requires_grad_(False)
     assert score > constant.fit(X, y).log_prob(X_new, y_new).mean().item() + 0.1
     again = model.predict(X_new[:3]).mean
-    assert torch.allclose(again, posterior.predict(X_new[:3]).mean, rtol=1e-9)
+    # found from another start; matrices near the critical weight variance have entries of 1e5
+    assert torch.allclose(again, posterior.predict(X_new[:3]).mean, rtol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)
