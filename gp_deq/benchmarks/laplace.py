@@ -2,14 +2,14 @@
 
 Two data sets: breast cancer (scikit-learn's, 569 rows, zero or one) and the hourly counts of
 bicycle rentals (1,000 random rows of "bike"). Every model has a constant mean, an output scale and
-one lengthscale for all inputs (with one for each of 30 inputs the evidence of 455 classes overfits,
-and 500 steps of Adam only less so because they stop), learns from a random four fifths of the rows and is scored on the
-others. The variational GPs are GPyTorch's with all training inputs, or 100 of them, as inducing
-points, trained by 500 steps of Adam on all rows. For classes they have GPyTorch's Bernoulli
-likelihood, whose link is probit, and its closed forms. GPyTorch's Poisson likelihood takes the
-softplus of the latent function, which would have to climb to hundreds: for counts theirs has the
-exponential link, in closed form in the bound, and the same integral for its predictions as the
-Laplace GPs. All start from the mean of the training targets.
+one lengthscale for all inputs, learns from a random four fifths of the rows and is scored on the
+others. (With a lengthscale for each of 30 inputs the evidence of 455 classes overfits; 500 steps of
+Adam overfit less because they stop.) The variational GPs are GPyTorch's with all training inputs,
+or 100 of them, as inducing points, trained by 500 steps of Adam on all rows. For classes they have
+GPyTorch's Bernoulli likelihood, whose link is probit, and its closed forms. GPyTorch's Poisson
+likelihood takes the softplus of the latent function, which would have to climb to hundreds: for
+counts theirs has the exponential link, in closed form in the bound, and the same integral for its
+predictions as the Laplace GPs. All start from the mean of the training targets.
 """
 
 from __future__ import annotations
