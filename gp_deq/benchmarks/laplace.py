@@ -92,15 +92,15 @@ DATASETS: Mapping[str, Callable[[], tuple[str, Tensor, Tensor]]] = {
     "bike": _bike,
 }
 
-#: Log scores of the test targets of a model that learns from the training part.
-Model = Callable[[Data], Tensor]
+#: Log scores and predicted means of the test targets, of a model that learns from the others.
+Model = Callable[[Data], tuple[Tensor, Tensor]]
 
 
-def _laplace(make: Callable[[int], Kernel], data: Data) -> Tensor:
+def _laplace(make: Callable[[int], Kernel], data: Data) -> tuple[Tensor, Tensor]:
     kernel = ScaleKernel(make(data.train_x.shape[-1])).double()
     model = LaplaceGP(kernel, data.family, _mean(data))
     posterior = model.fit(data.train_x, data.train_y)
-    return posterior.log_prob(data.test_x, data.test_y)
+    return posterior.log_prob(data.test_x, data.test_y), posterior.predict(data.test_x).mean
 
 
 def _mean(data: Data) -> ConstantMean:
@@ -146,7 +146,9 @@ class _Variational(ApproximateGP):
         return MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
 
-def _variational(make: Callable[[int], Kernel], num_inducing: int | None, data: Data) -> Tensor:
+def _variational(
+    make: Callable[[int], Kernel], num_inducing: int | None, data: Data
+) -> tuple[Tensor, Tensor]:
     x, y = data.train_x, data.train_y
     inducing = x if num_inducing is None else x[torch.randperm(len(x))[:num_inducing]]
     learn = num_inducing is not None
@@ -161,7 +163,12 @@ def _variational(make: Callable[[int], Kernel], num_inducing: int | None, data: 
         optimizer.step()
     model.eval()
     with torch.no_grad():
-        return likelihood.log_marginal(data.test_y, model(data.test_x))
+        latent = model(data.test_x)
+        if data.family == "bernoulli":
+            mean = likelihood(latent).mean
+        else:
+            mean = (latent.mean + latent.variance / 2).exp()
+        return likelihood.log_marginal(data.test_y, latent), mean
 
 
 _KERNELS: Mapping[str, Callable[[int], Kernel]] = {
@@ -202,6 +209,7 @@ class Score(Row):
         model: One of `MODELS`.
         seed: Of the split.
         log_score: Mean log predictive probability of the test targets, in nats.
+        error: Share of wrong classes, or root mean squared error of counts.
         seconds: Of the fit and the predictions.
     """
 
@@ -209,6 +217,7 @@ class Score(Row):
     model: str
     seed: int
     log_score: float
+    error: float
     seconds: float
 
     keys = ("dataset", "model", "seed")
@@ -236,8 +245,13 @@ def _run(dataset: str, model: str, seed: int) -> Score:
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         start = time.perf_counter()
-        log_score = MODELS[model](data).mean().item()
-    return Score(dataset, model, seed, log_score, time.perf_counter() - start)
+        log_scores, means = MODELS[model](data)
+    seconds = time.perf_counter() - start
+    if data.family == "bernoulli":
+        error = ((means > 0.5) != (data.test_y > 0.5)).double().mean().item()
+    else:
+        error = (means - data.test_y).square().mean().sqrt().item()
+    return Score(dataset, model, seed, log_scores.mean().item(), error, seconds)
 
 
 def summarize(scores: Sequence[Score]) -> pd.DataFrame:
@@ -251,6 +265,7 @@ def summarize(scores: Sequence[Score]) -> pd.DataFrame:
     return groups.agg(
         log_score=("log_score", "mean"),
         standard_error=("log_score", "sem"),
+        error=("error", "mean"),
         seconds=("seconds", "median"),
         splits=("seed", "count"),
     )
