@@ -181,6 +181,10 @@ class LaplaceGP(gpytorch.Module):
     latent function at :math:`x_*` has the mean :math:`m_* + k_*^\top\alpha` and the variance
     :math:`k_{**} - k_*^\top (W^{-1} + K)^{-1} k_*`.
 
+    Where classes can be told apart without an error the evidence grows with the output scale, for
+    ever or for long. The mode then lies far within the posterior's mass, and probabilities are too
+    close to a half. A prior on the output scale keeps it in bounds.
+
     Args:
         kernel: Any GPyTorch kernel, of the latent function; give it an output scale.
         family: Name or :class:`~gp_deq.implicit_layers.ExponentialFamily` of the targets.
