@@ -14,7 +14,8 @@ from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.means import ConstantMean
 from gpytorch.priors import LogNormalPrior
 from linear_operator.utils.errors import NanError, NotPSDError
-from sklearn.gaussian_process import GaussianProcessClassifier
+from scipy.special import erf
+from sklearn.gaussian_process import GaussianProcessClassifier, _gpc
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from torch import Tensor
 
@@ -77,9 +78,21 @@ def test_agrees_with_scikit_learn(outputscale: float) -> None:
     found = posterior.latent(X_new)
     assert np.abs(found.mean.detach().numpy() - mean).max() < 1e-6
     assert np.abs(found.variance.detach().numpy() - variance).max() < 1e-6
-    # theirs is a sum of five error functions for the integral (Williams and Barber 1998)
+    # theirs is a sum of five error functions for the integral (Williams and Barber 1998), which
+    # from our latent moments gives their probabilities
     probability = peer.predict_proba(X_new.numpy())[:, 1]
     assert np.abs(posterior.predict(X_new).mean.detach().numpy() - probability).max() < 2e-3
+    scales, weights = (column.ravel()[:, None] for column in (_gpc.LAMBDAS, _gpc.COEFS))
+    ours, spread = (moment.detach().numpy() for moment in found)
+    alpha = 1 / (2 * spread)
+    gamma = scales * ours
+    integrals = (
+        np.sqrt(np.pi / alpha)
+        * erf(gamma * np.sqrt(alpha / (alpha + scales**2)))
+        / (2 * np.sqrt(spread * 2 * np.pi))
+    )
+    theirs = (weights * integrals).sum(0) + 0.5 * weights.sum()
+    assert np.abs(theirs - probability).max() < 1e-6
 
 
 def test_gaussian_targets_are_an_exact_gp() -> None:
