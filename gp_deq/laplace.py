@@ -306,10 +306,10 @@ class LaplaceGP(gpytorch.Module):
         """
         self.set_train_data(X, y)
         parameters = [p for p in self.parameters() if p.requires_grad]
-        start = [p.detach().clone() for p in parameters]
+        start = _flatten(parameters)
         with torch.no_grad():
             similar = self.posterior()  # what is wrong with the data is said here
-        best, best_point, best_posterior = math.inf, _flatten(parameters), similar
+        best, best_point, best_posterior = math.inf, start, similar
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal similar, best, best_point, best_posterior
@@ -334,11 +334,9 @@ class LaplaceGP(gpytorch.Module):
             options = {"maxiter": max_iterations}
             try:
                 with torch.enable_grad():
-                    found = minimize(
-                        objective, best_point, jac=True, method="L-BFGS-B", options=options
-                    )
+                    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
             except BaseException:
-                _assign(parameters, _flatten(start))
+                _assign(parameters, start)
                 raise
             _assign(parameters, best_point)
             finite = math.isfinite(found.fun)  # else its derivative is no reason to stop

@@ -10,6 +10,7 @@ import gpytorch
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, targets
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.means import ConstantMean
 from gpytorch.priors import LogNormalPrior
@@ -23,34 +24,15 @@ from gp_deq import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, settings
 from gp_deq.equilibrium import ConvergenceWarning
 from gp_deq.implicit_layers import (
     Bernoulli,
-    Binomial,
-    ContinuousBernoulli,
     ExponentialFamily,
-    Gaussian,
     Poisson,
-    SignedBernoulli,
 )
 from gp_deq.laplace import LaplaceGP, log_predictive
-
-FAMILIES = [
-    Gaussian(),
-    Bernoulli(),
-    SignedBernoulli(),
-    Binomial(7),
-    Poisson(),
-    ContinuousBernoulli(),
-]
 
 
 def inputs(n: int = 25, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 2, dtype=torch.float64, generator=generator)
-
-
-def targets(family: ExponentialFamily, X: Tensor) -> Tensor:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return family.sample(2 * X[:, 0].sin() + 0.5)
 
 
 def scaled(kernel: Kernel, outputscale: float = 2.0) -> ScaleKernel:

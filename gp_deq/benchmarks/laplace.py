@@ -36,7 +36,8 @@ from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 from torch.distributions import Distribution
 
-from gp_deq.benchmarks.runs import Row, RunFile, run_missing
+from gp_deq.benchmarks.contestants import length_unit
+from gp_deq.benchmarks.runs import Row, RunFile, run_with_progress
 from gp_deq.benchmarks.speed import conditions
 from gp_deq.datasets import load
 from gp_deq.implicit_layers import Poisson
@@ -45,8 +46,7 @@ from gp_deq.laplace import LaplaceGP, log_predictive
 
 try:
     import pandas as pd
-    from joblib import delayed, parallel_config
-    from rich.progress import Progress
+    from joblib import delayed
 except ImportError as error:
     raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
 
@@ -182,7 +182,7 @@ _KERNELS: Mapping[str, Callable[[int], Kernel]] = {
 
 def _long(kernel: Kernel, num_dims: int) -> Kernel:
     """With the lengthscales of the other kernels, which divide by the number of inputs."""
-    kernel.lengthscale = kernel.lengthscale.detach() * num_dims**0.5
+    kernel.lengthscale = kernel.lengthscale.detach() * length_unit(kernel, num_dims)
     return kernel
 
 
@@ -293,15 +293,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed, dataset, model in product(range(options.seeds), options.datasets, options.models)
     ]
     print(conditions())
-    with Progress() as progress, parallel_config("loky", n_jobs=options.jobs):
-        bar = progress.add_task("fits", total=len(keys))
-        scores = run_missing(
-            RunFile(Score, options.csv),
-            keys,
-            lambda key: delayed(_run)(*key),
-            lambda key: f"{key[0]}, {key[1]}",
-            on_run=lambda name: progress.update(bar, advance=1, description=name),
-        )
+    scores = run_with_progress(
+        RunFile(Score, options.csv),
+        keys,
+        lambda key: delayed(_run)(*key),
+        lambda key: f"{key[0]}, {key[1]}",
+        "fits",
+        options.jobs,
+    )
     with pd.option_context("display.width", 160, "display.max_rows", None):
         print(summarize(scores).round(4))
 
