@@ -21,7 +21,7 @@ extensions = [
     "sphinx_copybutton",
     "myst_nb",
 ]
-exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
+exclude_patterns = ["_build", "data", "jupyter_execute", "**.ipynb_checkpoints"]
 
 # MyST: $...$ and $$...$$, bare amsmath environments, definition lists, targets on headings.
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]

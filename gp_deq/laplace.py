@@ -181,6 +181,10 @@ class LaplaceGP(gpytorch.Module):
     latent function at :math:`x_*` has the mean :math:`m_* + k_*^\top\alpha` and the variance
     :math:`k_{**} - k_*^\top (W^{-1} + K)^{-1} k_*`.
 
+    Where classes can be told apart without an error the evidence grows with the output scale, for
+    ever or for long. The mode then lies far within the posterior's mass, and probabilities are too
+    close to a half. A prior on the output scale keeps it in bounds.
+
     Args:
         kernel: Any GPyTorch kernel, of the latent function; give it an output scale.
         family: Name or :class:`~gp_deq.implicit_layers.ExponentialFamily` of the targets.
@@ -302,13 +306,13 @@ class LaplaceGP(gpytorch.Module):
         """
         self.set_train_data(X, y)
         parameters = [p for p in self.parameters() if p.requires_grad]
-        start = [p.detach().clone() for p in parameters]
+        start = _flatten(parameters)
         with torch.no_grad():
             similar = self.posterior()  # what is wrong with the data is said here
-        best, best_point = math.inf, _flatten(parameters)
+        best, best_point, best_posterior = math.inf, start, similar
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
-            nonlocal similar, best, best_point
+            nonlocal similar, best, best_point, best_posterior
             _assign(parameters, point)
             try:
                 similar = self._condition(X, y, similar)
@@ -323,18 +327,16 @@ class LaplaceGP(gpytorch.Module):
                 loss, parameters, allow_unused=True, materialize_grads=True
             )
             if loss.item() < best:
-                best, best_point = loss.item(), point.copy()
+                best, best_point, best_posterior = loss.item(), point.copy(), similar
             return loss.item(), _flatten(gradients)
 
         if parameters:
             options = {"maxiter": max_iterations}
             try:
                 with torch.enable_grad():
-                    found = minimize(
-                        objective, best_point, jac=True, method="L-BFGS-B", options=options
-                    )
+                    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
             except BaseException:
-                _assign(parameters, _flatten(start))
+                _assign(parameters, start)
                 raise
             _assign(parameters, best_point)
             finite = math.isfinite(found.fun)  # else its derivative is no reason to stop
@@ -346,7 +348,7 @@ class LaplaceGP(gpytorch.Module):
                     stacklevel=2,
                 )
         with torch.no_grad():
-            return deepcopy(self).posterior()
+            return deepcopy(self)._condition(X, y, best_posterior)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # the data go where the parameters go

@@ -10,11 +10,13 @@ import gpytorch
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, targets
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.means import ConstantMean
 from gpytorch.priors import LogNormalPrior
 from linear_operator.utils.errors import NanError, NotPSDError
-from sklearn.gaussian_process import GaussianProcessClassifier
+from scipy.special import erf
+from sklearn.gaussian_process import GaussianProcessClassifier, _gpc
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from torch import Tensor
 
@@ -22,34 +24,15 @@ from gp_deq import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, settings
 from gp_deq.equilibrium import ConvergenceWarning
 from gp_deq.implicit_layers import (
     Bernoulli,
-    Binomial,
-    ContinuousBernoulli,
     ExponentialFamily,
-    Gaussian,
     Poisson,
-    SignedBernoulli,
 )
 from gp_deq.laplace import LaplaceGP, log_predictive
-
-FAMILIES = [
-    Gaussian(),
-    Bernoulli(),
-    SignedBernoulli(),
-    Binomial(7),
-    Poisson(),
-    ContinuousBernoulli(),
-]
 
 
 def inputs(n: int = 25, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 2, dtype=torch.float64, generator=generator)
-
-
-def targets(family: ExponentialFamily, X: Tensor) -> Tensor:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return family.sample(2 * X[:, 0].sin() + 0.5)
 
 
 def scaled(kernel: Kernel, outputscale: float = 2.0) -> ScaleKernel:
@@ -77,9 +60,21 @@ def test_agrees_with_scikit_learn(outputscale: float) -> None:
     found = posterior.latent(X_new)
     assert np.abs(found.mean.detach().numpy() - mean).max() < 1e-6
     assert np.abs(found.variance.detach().numpy() - variance).max() < 1e-6
-    # theirs is a sum of five error functions for the integral (Williams and Barber 1998)
+    # theirs is a sum of five error functions for the integral (Williams and Barber 1998), which
+    # from our latent moments gives their probabilities
     probability = peer.predict_proba(X_new.numpy())[:, 1]
     assert np.abs(posterior.predict(X_new).mean.detach().numpy() - probability).max() < 2e-3
+    scales, weights = (column.ravel()[:, None] for column in (_gpc.LAMBDAS, _gpc.COEFS))
+    ours, spread = (moment.detach().numpy() for moment in found)
+    alpha = 1 / (2 * spread)
+    gamma = scales * ours
+    integrals = (
+        np.sqrt(np.pi / alpha)
+        * erf(gamma * np.sqrt(alpha / (alpha + scales**2)))
+        / (2 * np.sqrt(spread * 2 * np.pi))
+    )
+    theirs = (weights * integrals).sum(0) + 0.5 * weights.sum()
+    assert np.abs(theirs - probability).max() < 1e-6
 
 
 def test_gaussian_targets_are_an_exact_gp() -> None:
@@ -202,7 +197,8 @@ def test_fit_raises_the_evidence_and_predicts(kernel: type, name: str) -> None:
     constant.kernel.requires_grad_(False)
     assert score > constant.fit(X, y).log_prob(X_new, y_new).mean().item() + 0.1
     again = model.predict(X_new[:3]).mean
-    assert torch.allclose(again, posterior.predict(X_new[:3]).mean, rtol=1e-9)
+    # found from another start; matrices near the critical weight variance have entries of 1e5
+    assert torch.allclose(again, posterior.predict(X_new[:3]).mean, rtol=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=repr)

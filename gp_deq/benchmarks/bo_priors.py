@@ -28,15 +28,15 @@ from torch import Tensor
 from gp_deq.bayesopt.covar_modules import KERNELS, Priors, build
 from gp_deq.benchmarks.bo import FAILURES, BOConfig, optimize
 from gp_deq.benchmarks.problems import BENCHMARK, TRAINING, Problem, make_problem
-from gp_deq.benchmarks.runs import Row, RunFile, run_missing
+from gp_deq.benchmarks.runs import Row, RunFile, run_with_progress
 
 try:
     import pandas as pd
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
     from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-    from joblib import Parallel, delayed, parallel_config
-    from rich.progress import Progress, track
+    from joblib import Parallel, delayed
+    from rich.progress import track
 except ImportError as error:
     raise ImportError('the experiment needs pip install "gp_deq[bo,cli]"') from error
 
@@ -234,15 +234,14 @@ def compare(
         for n in sizes
         for name in names
     ]
-    with Progress() as progress, parallel_config("loky", n_jobs=jobs):
-        bar = progress.add_task("fits", total=len(keys))
-        fits = run_missing(
-            RunFile(Fit, path),
-            keys,
-            lambda key: delayed(_fit)(*key),
-            lambda key: f"{key[1]}, {key[0]}",
-            on_run=lambda name: progress.update(bar, advance=1, description=name),
-        )
+    fits = run_with_progress(
+        RunFile(Fit, path),
+        keys,
+        lambda key: delayed(_fit)(*key),
+        lambda key: f"{key[1]}, {key[0]}",
+        "fits",
+        jobs,
+    )
     return pd.DataFrame([vars(fit) for fit in fits])
 
 

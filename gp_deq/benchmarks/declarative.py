@@ -27,7 +27,7 @@ import torch
 from gpytorch.kernels import RBFKernel
 from torch import Tensor, nn
 
-from gp_deq.benchmarks.runs import Row, RunFile, run_missing
+from gp_deq.benchmarks.runs import Row, RunFile, run_with_progress
 from gp_deq.implicit_layers import DEQLayer, KernelGLM, SignedBernoulli
 
 if TYPE_CHECKING:
@@ -221,9 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command-line arguments; those of the process if None.
     """
     try:
-        from joblib import delayed, parallel_config
+        from joblib import delayed
         from matplotlib.figure import Figure
-        from rich.progress import Progress
 
         from gp_deq.plotting import save_figure
     except ImportError as error:
@@ -241,15 +240,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     settings = Settings(epochs=options.epochs)
     keys = [(start, seed) for seed, start in product(range(options.seeds), STARTS)]
-    with Progress() as progress, parallel_config("loky", n_jobs=options.jobs):
-        bar = progress.add_task("networks", total=len(keys))
-        trainings = run_missing(
-            RunFile(Training, options.csv),
-            keys,
-            lambda key: delayed(run)(*key, settings),
-            lambda key: f"{key[0]}, seed {key[1]}",
-            on_run=lambda name: progress.update(bar, advance=1, description=name),
-        )
+    trainings = run_with_progress(
+        RunFile(Training, options.csv),
+        keys,
+        lambda key: delayed(run)(*key, settings),
+        lambda key: f"{key[0]}, seed {key[1]}",
+        "networks",
+        options.jobs,
+    )
     for start in STARTS:
         losses = torch.tensor([t.losses for t in trainings if t.start == start])
         cells = [f"{losses[:, epoch].mean():.4f}" for epoch in (0, len(losses[0]) // 4, -1)]

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar, get_type_hints
 
 try:
-    from joblib import Parallel, effective_n_jobs
+    from joblib import Parallel, effective_n_jobs, parallel_config
     from joblib.parallel import get_active_backend
 except ImportError as error:
     raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
 
-__all__ = ["Row", "RunFile", "run_missing"]
+__all__ = ["Row", "RunFile", "run_missing", "run_with_progress"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,45 @@ def run_missing(
         file.append(run)
         on_run(describe(run.key))
     return [done[key] for key in keys if key in done]
+
+
+def run_with_progress(
+    file: RunFile[R],
+    keys: Sequence[tuple[Hashable, ...]],
+    start: Callable[..., tuple],
+    describe: Callable[..., str],
+    title: str,
+    jobs: int,
+) -> list[R]:
+    """Runs what the file does not hold yet in processes of this machine, under a progress bar.
+
+    Args:
+        file: As for :func:`run_missing`.
+        keys: As there.
+        start: As there.
+        describe: As there; shown on the bar.
+        title: Of the bar, before the first run is done.
+        jobs: Processes, as in joblib.
+
+    Returns:
+        The runs, in the order of the keys.
+
+    Raises:
+        ValueError: the file is of another origin.
+    """
+    try:
+        from rich.progress import Progress
+    except ImportError as error:
+        raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
+    with Progress() as progress, parallel_config("loky", n_jobs=jobs):
+        bar = progress.add_task(title, total=len(keys))
+        return run_missing(
+            file,
+            keys,
+            start,
+            describe,
+            on_run=lambda name: progress.update(bar, advance=1, description=name),
+        )
 
 
 def _finished(tasks: Iterator[tuple]) -> Iterator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,31 +42,14 @@ class _ImplicitRoot(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         root, *parameters = ctx.saved_tensors
-        differentiable = torch.is_grad_enabled()
-        needed = ctx.needs_input_grad[2:]
-        with torch.enable_grad():
-            # aliases stop the differentiation at this function's own arguments
-            if differentiable:
-                leaves = [tensor.view_as(tensor) for tensor in parameters]
-            else:
-                root = root.detach()
-                leaves = [
-                    tensor.detach().requires_grad_(need)
-                    for tensor, need in zip(parameters, needed, strict=True)
-                ]
+        if not torch.is_grad_enabled():
+            root = root.detach()
+
+        def equation(*leaves: Tensor) -> tuple[Tensor, Tensor]:
             value, slope = ctx.function(root, *leaves)
-            wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
-            found = iter(
-                torch.autograd.grad(
-                    value,
-                    wanted,
-                    -grad / slope,
-                    create_graph=differentiable,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
-        return None, None, *(next(found) if need else None for need in needed)
+            return value, -grad / slope
+
+        return None, None, *_pull_back(equation, parameters, ctx.needs_input_grad[2:])
 
 
 def implicit_fixed_point(
@@ -108,28 +91,48 @@ class _ImplicitFixedPoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         point, *parameters = ctx.saved_tensors
-        differentiable = torch.is_grad_enabled()
-        needed = ctx.needs_input_grad[3:]
         adjoint = ctx.solve_adjoint(grad, point, *parameters)
-        with torch.enable_grad():
-            # aliases stop the differentiation at this function's own arguments
-            if differentiable:
-                leaves = [tensor.view_as(tensor) for tensor in parameters]
-            else:
-                point = point.detach()
-                leaves = [
-                    tensor.detach().requires_grad_(need)
-                    for tensor, need in zip(parameters, needed, strict=True)
-                ]
-            wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
-            found = iter(
-                torch.autograd.grad(
-                    ctx.layer(point, *leaves),
-                    wanted,
-                    adjoint,
-                    create_graph=differentiable,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
+        if not torch.is_grad_enabled():
+            point = point.detach()
+
+        def equation(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+            return ctx.layer(point, *leaves), adjoint
+
+        return None, None, None, *_pull_back(equation, parameters, ctx.needs_input_grad[3:])
+
+
+def _pull_back(
+    equation: Callable[..., tuple[Tensor, Tensor]],
+    parameters: Sequence[Tensor],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients with respect to the parameters, themselves differentiable where grad is enabled.
+
+    Args:
+        equation: Maps parameters to a value and to the gradient that enters it.
+        parameters: Where to evaluate it.
+        needed: Which of them want a gradient; None is returned for the others.
+    """
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # aliases stop the differentiation at the function's own arguments
+        if differentiable:
+            leaves = [tensor.view_as(tensor) for tensor in parameters]
+        else:
+            leaves = [
+                tensor.detach().requires_grad_(need)
+                for tensor, need in zip(parameters, needed, strict=True)
+            ]
+        value, gradient = equation(*leaves)
+        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(
+                value,
+                wanted,
+                gradient,
+                create_graph=differentiable,
+                allow_unused=True,
+                materialize_grads=True,
             )
-        return None, None, None, *(next(found) if need else None for need in needed)
+        )
+    return [next(found) if need else None for need in needed]

@@ -110,6 +110,13 @@ class _EquilibriumLayer(nn.Module):
     def _layer(self, z: Tensor, injected: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _assign(self, recurrent: Tensor, injection: Tensor) -> None:
+        """Sets the weights, and the bias to zero; under ``no_grad``."""
+        self.recurrent.weight.copy_(recurrent)
+        self.injection.weight.copy_(injection)
+        if self.injection.bias is not None:
+            self.injection.bias.zero_()
+
     def _solve(
         self, layer: Callable[[Tensor], Tensor], start: Tensor, damping: Tensor
     ) -> tuple[Tensor, SolverReport]:
@@ -237,10 +244,7 @@ class DEQLayer(_EquilibriumLayer):
             if weights.W1.dim() != 2:
                 raise ValueError("A layer takes one kernel, not a batch of them.")
             check_covariance(weights.W2)
-            layer.recurrent.weight.copy_(weights.W1)
-            layer.injection.weight.copy_(weights.W2)
-            if layer.injection.bias is not None:
-                layer.injection.bias.zero_()
+            layer._assign(weights.W1, weights.W2)
         return layer
 
     def recurrent_weight(self, x: Tensor) -> RecurrentWeight:
@@ -375,7 +379,6 @@ class ConvDEQLayer(_EquilibriumLayer):
             values = glm.kernel(pixels, middle).to_dense() / glm.regularization
             eye = torch.eye(channels).to(reference)[:, :, None, None]
             filters = eye * values.reshape(kernel_size, kernel_size)
-            layer.recurrent.weight.copy_(-filters)
             fine = (8 * kernel_size, 8 * kernel_size)
             held = well_posed(-filters, layer.activation.lipschitz, layer._monotone, fine)
             if not torch.equal(held.value, -filters):
@@ -384,9 +387,7 @@ class ConvDEQLayer(_EquilibriumLayer):
                     "covariance. Raise kernel_size or the regularization, or shorten the "
                     "lengthscale."
                 )
-            layer.injection.weight.copy_(filters)
-            if layer.injection.bias is not None:
-                layer.injection.bias.zero_()
+            layer._assign(-filters, filters)
         return layer
 
     def recurrent_weight(self, x: Tensor) -> RecurrentWeight:

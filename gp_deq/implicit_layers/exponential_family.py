@@ -66,6 +66,14 @@ class ExponentialFamily:
         r""":math:`T(y)`; the target itself for all families here."""
         return targets
 
+    def likely_parameter(self, statistic: Tensor) -> Tensor:
+        r"""Finite :math:`\eta` whose mean is near a value of :math:`T`, to start solvers from.
+
+        Args:
+            statistic: Values of :math:`T`.
+        """
+        raise NotImplementedError
+
     def log_base_measure(self, targets: Tensor) -> Tensor:
         r""":math:`\log h(y)`."""
         return torch.zeros_like(targets)
@@ -154,6 +162,10 @@ class Gaussian(ExponentialFamily):
         """See :class:`ExponentialFamily`."""
         return -(targets.square() + math.log(2 * math.pi)) / 2
 
+    def likely_parameter(self, statistic: Tensor) -> Tensor:
+        """See :class:`ExponentialFamily`."""
+        return statistic
+
     def _draw(self, eta: Tensor) -> Tensor:
         return eta + torch.randn_like(eta)
 
@@ -210,6 +222,10 @@ class Binomial(ExponentialFamily):
         """See :class:`ExponentialFamily`."""
         whole = targets.new_tensor(self.total_count + 1.0)
         return whole.lgamma() - (targets + 1).lgamma() - (whole - targets).lgamma()
+
+    def likely_parameter(self, statistic: Tensor) -> Tensor:
+        """See :class:`ExponentialFamily`."""
+        return ((statistic + 0.5) / (self.total_count - statistic + 0.5)).log()
 
     def _draw(self, eta: Tensor) -> Tensor:
         return torch.distributions.Binomial(self.total_count, logits=eta).sample()
@@ -270,6 +286,10 @@ class SignedBernoulli(ExponentialFamily):
         """See :class:`ExponentialFamily`."""
         return -2 * self.variance(eta) * eta.tanh()
 
+    def likely_parameter(self, statistic: Tensor) -> Tensor:
+        """See :class:`ExponentialFamily`."""
+        return (statistic / 2).atanh()
+
     def _draw(self, eta: Tensor) -> Tensor:
         return 2 * torch.bernoulli((2 * eta).sigmoid()) - 1
 
@@ -308,6 +328,10 @@ class Poisson(ExponentialFamily):
     def log_base_measure(self, targets: Tensor) -> Tensor:
         """See :class:`ExponentialFamily`."""
         return -(targets + 1).lgamma()
+
+    def likely_parameter(self, statistic: Tensor) -> Tensor:
+        """See :class:`ExponentialFamily`."""
+        return (statistic + 0.5).log()
 
     def _draw(self, eta: Tensor) -> Tensor:
         # torch counts with 64-bit integers; beyond, the normal limit is good to 1e-6
@@ -374,6 +398,10 @@ class ContinuousBernoulli(ExponentialFamily):
         # 2 cosh / sinh^3 in falling exponentials
         direct = 8 * decay * (1 + decay) / (1 - decay).pow(3) - 2 * far.reciprocal().pow(3)
         return torch.where(small, series, outer.sign() * direct) / 8
+
+    def likely_parameter(self, statistic: Tensor) -> Tensor:
+        """See :class:`ExponentialFamily`."""
+        return 12 * (statistic - 0.5)
 
     def _draw(self, eta: Tensor) -> Tensor:
         # the inverse of (e^(eta y) - 1) / (e^eta - 1), reflected so that eta is not positive

@@ -184,8 +184,8 @@ def most_probable(
         monitor: Is told iterations and the last step or what rounding hides, relative to
             ``1 + max |f|``.
         offset: ``m``, of a shape that broadcasts with ``T``; None for zero.
-        start: First :math:`\alpha`, ``... x n``, such as that of a similar problem; zero is taken
-            where that is better, or if None.
+        start: First :math:`\alpha`, ``... x n``, such as that of a similar problem, where it is
+            better than starts from the prior's mean and from the targets.
 
     Returns:
         The natural parameters ``f``, ``... x n``.
@@ -246,23 +246,29 @@ def _newton(
         )
         return terms.sum((0, -1)), eps * terms.abs().sum((0, -1))
 
-    alpha, eta = torch.zeros_like(statistic), offset.clone()
-    value, rounding = objective(alpha, eta)
-    if start is not None:
-        warm_eta = offset + (covariance @ start.unsqueeze(-1)).squeeze(-1)
-        warm_value, warm_rounding = objective(start, warm_eta)
-        better = warm_value < value
-        alpha = torch.where(better.unsqueeze(-1), start, alpha)
-        eta = torch.where(better.unsqueeze(-1), warm_eta, eta)
-        value = torch.where(better, warm_value, value)
-        rounding = torch.where(better, warm_rounding, rounding)
-    relative, count, last = torch.zeros_like(value), 0, torch.full_like(value, torch.inf)
-    while eta.numel() and count < settings.max_solver_iterations.value():
-        count += 1
+    def proposal_from(eta: Tensor) -> Tensor:
+        """The next alpha, from natural parameters anywhere."""
         curvature = Curvature.at(eta, covariance, family)
         gradient = statistic - family.mean(eta)
         excess = eta - offset - (covariance @ gradient.unsqueeze(-1)).squeeze(-1)
-        proposal = gradient + curvature.solve(excess.unsqueeze(-1)).squeeze(-1)
+        return gradient + curvature.solve(excess.unsqueeze(-1)).squeeze(-1)
+
+    # the best of the prior's mean, a step from parameters that suit the targets, and what was given
+    alpha, eta = torch.zeros_like(statistic), offset.clone()
+    value, rounding = objective(alpha, eta)
+    candidates = [proposal_from(family.likely_parameter(statistic))] if eta.numel() else []
+    for candidate in candidates if start is None else [*candidates, start]:
+        reached = offset + (covariance @ candidate.unsqueeze(-1)).squeeze(-1)
+        new_value, new_rounding = objective(candidate, reached)
+        better = new_value < value
+        alpha = torch.where(better.unsqueeze(-1), candidate, alpha)
+        eta = torch.where(better.unsqueeze(-1), reached, eta)
+        value = torch.where(better, new_value, value)
+        rounding = torch.where(better, new_rounding, rounding)
+    relative, count, last = torch.zeros_like(value), 0, torch.full_like(value, torch.inf)
+    while eta.numel() and count < settings.max_solver_iterations.value():
+        count += 1
+        gradient, proposal = statistic - family.mean(eta), proposal_from(eta)
         reached = offset + (covariance @ proposal.unsqueeze(-1)).squeeze(-1)
         step, slope = reached - eta, ((reached - eta) * (alpha - gradient)).sum(-1)
         length = torch.ones_like(value)

@@ -36,7 +36,9 @@ def test_every_model_learns_counts(name: str, monkeypatch: pytest.MonkeyPatch) -
     mean = data.train_y.mean()
     constant = torch.distributions.Poisson(mean).log_prob(data.test_y).mean()
     torch.manual_seed(0)
-    assert MODELS[name](data).mean() > constant + 0.1
+    scores, means = MODELS[name](data)
+    assert scores.mean() > constant + 0.1
+    assert (means - data.test_y).square().mean() < (data.test_y - mean).square().mean()
 
 
 def test_command_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,4 +51,4 @@ def test_command_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (tmp_path / "scores.csv").read_text(encoding="utf-8") == first
     (score,) = laplace.RunFile(laplace.Score, tmp_path / "scores.csv").read()
     # predicting the share of the classes has -0.66
-    assert score.log_score > -0.2 and summarize([score]).shape == (1, 4)
+    assert score.log_score > -0.2 and score.error < 0.1 and summarize([score]).shape == (1, 5)

@@ -8,26 +8,16 @@ from itertools import pairwise
 import mpmath as mp
 import pytest
 import torch
+from families import FAMILIES
 
 from gp_deq.implicit_layers import (
-    Bernoulli,
     Binomial,
     ContinuousBernoulli,
     ExponentialFamily,
-    Gaussian,
     Poisson,
-    SignedBernoulli,
     get_family,
 )
 
-FAMILIES = [
-    Gaussian(),
-    Bernoulli(),
-    SignedBernoulli(),
-    Binomial(7),
-    Poisson(),
-    ContinuousBernoulli(),
-]
 #: A in arbitrary precision.
 PARTITION = {
     "gaussian": lambda e: e * e / 2,

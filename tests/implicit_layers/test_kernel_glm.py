@@ -12,6 +12,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, targets
 from gpytorch.kernels import Kernel, LinearKernel, MaternKernel, RBFKernel
 from gpytorch.priors import LogNormalPrior
 from linear_operator.utils.errors import NotPSDError
@@ -23,10 +24,7 @@ from gp_deq import DEQNNGPKernel, settings
 from gp_deq.equilibrium import ConvergenceWarning
 from gp_deq.implicit_layers import (
     Bernoulli,
-    Binomial,
-    ContinuousBernoulli,
     ExponentialFamily,
-    Gaussian,
     KernelGLM,
     Poisson,
     SignedBernoulli,
@@ -64,25 +62,11 @@ ORACLES = {
         exactly(lambda f: 1 / f**2 - 1 / (4 * mp.sinh(f / 2) ** 2)),
     ),
 }
-FAMILIES = [
-    Gaussian(),
-    Bernoulli(),
-    SignedBernoulli(),
-    Binomial(7),
-    Poisson(),
-    ContinuousBernoulli(),
-]
 
 
 def inputs(n: int = 20, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, 2, dtype=torch.float64, generator=generator)
-
-
-def targets(family: ExponentialFamily, X: Tensor, *batch: int) -> Tensor:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return family.sample(2 * X[:, 0].sin() + 0.5, batch)
 
 
 def minimiser(family: ExponentialFamily, K: np.ndarray, y: np.ndarray, lam: float) -> np.ndarray:
