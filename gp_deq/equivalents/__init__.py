@@ -1,0 +1,42 @@
+r"""Shallow explicit networks and structured matrices in the place of a DEQ kernel.
+
+For inputs of many dimensions the equilibrium's kernel depends on its activation and weight variance
+through a few numbers alone [LingEtAl2024]_. :func:`high_dimensional_coefficients` computes them,
+:class:`HighDimensionalDEQKernel` is the kernel with that matrix, :func:`match_explicit` designs a
+network of one or two layers that has the same numbers, and :func:`spectrum` says how far all this
+is from the exact kernel on given inputs.
+
+Example:
+    >>> import torch
+    >>> from gp_deq import DEQNNGPKernel
+    >>> from gp_deq.equivalents import spectrum
+    >>> kernel = DEQNNGPKernel("relu").double()
+    >>> kernel.weight_variance = 0.2
+    >>> X = torch.randn(50, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    >>> found = spectrum(kernel, X)
+    >>> found.equivalent_error < 0.02 * found.norm
+    True
+    >>> found.network.family
+    'leaky-relu'
+"""
+
+from .centered import Centered
+from .coefficients import HighDimensionalCoefficients, high_dimensional_coefficients
+from .explicit import ExplicitKernel, ExplicitNetwork, match_explicit
+from .kernel import HighDimensionalDEQKernel
+from .operator import EquivalentLinearOperator
+from .spectrum import Spectrum, centered_kernel, spectrum
+
+__all__ = [
+    "Centered",
+    "EquivalentLinearOperator",
+    "ExplicitKernel",
+    "ExplicitNetwork",
+    "HighDimensionalCoefficients",
+    "HighDimensionalDEQKernel",
+    "Spectrum",
+    "centered_kernel",
+    "high_dimensional_coefficients",
+    "match_explicit",
+    "spectrum",
+]
