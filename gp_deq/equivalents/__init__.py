@@ -1,7 +1,7 @@
 r"""Shallow explicit networks and structured matrices in the place of a DEQ kernel.
 
 For inputs of many dimensions the equilibrium's kernel depends on its activation and weight variance
-through a few numbers alone [LingEtAl2024]_. :func:`high_dimensional_coefficients` computes them,
+through a few numbers alone [Ling2024]_. :func:`high_dimensional_coefficients` computes them,
 :class:`HighDimensionalDEQKernel` is the kernel with that matrix, :func:`match_explicit` designs a
 network of one or two layers that has the same numbers, and :func:`spectrum` says how far all this
 is from the exact kernel on given inputs.
@@ -23,7 +23,8 @@ Example:
 from .centered import Centered
 from .coefficients import HighDimensionalCoefficients, high_dimensional_coefficients
 from .explicit import ExplicitKernel, ExplicitNetwork, match_explicit
-from .kernel import HighDimensionalDEQKernel
+from .hard_tanh import HardTanh
+from .kernel import HighDimensionalDEQKernel, equivalent_kernel
 from .operator import EquivalentLinearOperator
 from .spectrum import Spectrum, centered_kernel, spectrum
 
@@ -32,10 +33,12 @@ __all__ = [
     "EquivalentLinearOperator",
     "ExplicitKernel",
     "ExplicitNetwork",
+    "HardTanh",
     "HighDimensionalCoefficients",
     "HighDimensionalDEQKernel",
     "Spectrum",
     "centered_kernel",
+    "equivalent_kernel",
     "high_dimensional_coefficients",
     "match_explicit",
     "spectrum",

@@ -1,22 +1,24 @@
 r"""The few numbers through which a DEQ kernel depends on its activation in high dimension.
 
 For the equilibrium :math:`\Sigma = w\,G(\Sigma) + b` of inputs of a Gaussian mixture with many
-dimensions, a centred activation and no bias, Ling et al. (2024) [LingEtAl2024]_ prove that kernel
+dimensions, a centred activation and no bias, Ling et al. (2024) [Ling2024]_ prove that kernel
 and tangent kernel tend in spectral norm to matrices with :math:`b`, its elementwise square and its
 diagonal in them, and some scalars. See the page "Explicit equivalents" of the documentation.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import settings
 from ..activations import Activation, get_activation
 from ..activations.hermite import gaussian_quadrature, panel_halvings, value_and_slope
-from ..equilibrium import SolverMonitor, newton
+from ..equilibrium import ConvergenceWarning, SolverMonitor, newton
 from ..equilibrium.implicit import implicit_root
 from ..kernels import DEQNNGPKernel, DEQNTKKernel
 
@@ -76,7 +78,7 @@ def gaussian_moments(activation: Activation, tau: Tensor) -> Moments:
         slope.square() @ table[:, 0],
     )
     if not all(bool(moment.isfinite()) for moment in moments):
-        raise ValueError(f"{activation!r} has an infinite Gaussian expectation at {float(tau):g}.")
+        raise ValueError(f"{activation!r} has an infinite Gaussian expectation at {tau.item():g}.")
     return Moments(*(moment.to(tau.dtype) for moment in moments))
 
 
@@ -187,25 +189,28 @@ def high_dimensional_coefficients(
         if weight_variance is not None:
             raise ValueError("A kernel has its weight variance; give none.")
         activation = kernel_or_activation.activation
-        weight = kernel_or_activation.weight_variance.reshape(-1)
-        if weight.numel() != 1:
-            raise ValueError("Give one kernel, not a batch of them.")
-        weight = weight[0]
+        weight = kernel_or_activation.weight_variance
     else:
         if weight_variance is None:
             raise ValueError("Give a weight variance for the activation.")
         activation = get_activation(kernel_or_activation)
-        weight = torch.as_tensor(weight_variance, dtype=torch.float64)
+        weight = torch.as_tensor(weight_variance)
+        if not isinstance(weight_variance, Tensor):
+            weight = weight.double()
+    if weight.numel() != 1:
+        raise ValueError("Give one weight variance, or one kernel, and not a batch of them.")
+    weight = weight.reshape(())
     critical = activation.critical_weight_variance
-    if not 0 < float(weight) < critical:
+    if not 0 < weight.item() < critical:
         raise ValueError(
             f"weight_variance must be between 0 and {critical:g} for {activation!r}, got "
-            f"{float(weight):g}."
+            f"{weight.item():g}."
         )
-    unit, tau0 = (torch.as_tensor(value).to(weight) for value in (input_variance, tau0))
+    options = {"dtype": weight.dtype, "device": weight.device}
+    unit, tau0 = (torch.as_tensor(value, **options) for value in (input_variance, tau0))
     for name, value in (("input_variance", unit), ("tau0", tau0)):
         if not (bool(value > 0) and bool(value.isfinite())):
-            raise ValueError(f"{name} must be positive, got {float(value):g}.")
+            raise ValueError(f"{name} must be positive, got {value.item():g}.")
     tau = _variance(activation, weight, unit * tau0.square()).sqrt()
     moments = gaussian_moments(activation, tau)
     gap = 1 - weight * moments.g1
@@ -250,6 +255,14 @@ def _variance(activation: Activation, weight: Tensor, injected: Tensor) -> Tenso
             upper,
             upper,
             16 * torch.finfo(upper.dtype).eps,
-            SolverMonitor(),
+            monitor := SolverMonitor(),
+        )
+    report = monitor.report()
+    if not report.converged and settings.warn_not_converged.value():
+        warnings.warn(
+            f"The variance of {activation!r} did not converge in {report.iterations} iterations: "
+            f"relative step {report.residual:.1e}. Raise gp_deq.settings.max_solver_iterations.",
+            ConvergenceWarning,
+            stacklevel=3,
         )
     return implicit_root(root, excess, weight, injected)

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..activations import Activation, Hermite, LeakyReLU, PairCovariance
+from ..activations import Activation, LeakyReLU, PairCovariance
 from ..equilibrium import SolverMonitor
 from ..kernels import DEQNNGPKernel
 from ..kernels._base import NeuralKernel
 from .centered import Centered
 from .coefficients import HighDimensionalCoefficients, high_dimensional_coefficients
+from .hard_tanh import HardTanh
+from .kernel import equivalent_kernel
 from .matching import Design, Target, hard_tanh_design, leaky_relu_design
 
 __all__ = ["ExplicitKernel", "ExplicitNetwork", "match_explicit"]
@@ -156,33 +158,16 @@ class _Scale(nn.Module):
 
 def _activations(design: Design, tau0: float) -> tuple[Activation, ...]:
     if design.family == "hard-tanh":
-        a, c = design.parameters
-        return (Hermite(_HardTanh(a, c), lipschitz=abs(a)),)
+        return (HardTanh(*design.parameters),)
     found: list[Activation] = []
     tau = tau0
     a1, b1, a2, b2 = design.parameters
     for a, b in ((a1, b1), (a2, b2)):
-        # max(a u, b u) has the larger slope where u is positive
-        positive, negative = max(a, b), min(a, b)
-        if abs(positive) < abs(negative):
-            # reflected: slope of the negative side first, for a Gaussian is symmetric
-            positive, negative = -negative, -positive
-        slope = LeakyReLU(negative / positive)
-        constant = (1 - negative / positive) * tau / math.sqrt(2 * math.pi)
-        found.append(Centered(slope, constant, positive))
+        constant = (1 - b / a) * tau / math.sqrt(2 * math.pi)
+        found.append(Centered(LeakyReLU(b / a), constant, a))
         k = (a**2 + b**2) * (math.pi - 1) + 2 * a * b
         tau = tau * math.sqrt(k / (2 * math.pi))
     return tuple(found)
-
-
-class _HardTanh:
-    """``a clip(u, -c, c)``."""
-
-    def __init__(self, a: float, c: float) -> None:
-        self.a, self.c = a, c
-
-    def __call__(self, u: Tensor) -> Tensor:
-        return self.a * u.clamp(-self.c, self.c)
 
 
 def match_explicit(
@@ -203,6 +188,7 @@ def match_explicit(
         The network.
 
     Raises:
+        TypeError: the kernel is not a DEQ-NNGP kernel.
         ValueError: there is no exact match in the family; the message has the best residual.
 
     Example:
@@ -212,13 +198,22 @@ def match_explicit(
         >>> match_explicit(kernel, 0.9**0.5).residual < 1e-20
         True
     """
+    if not isinstance(deq_kernel, DEQNNGPKernel):
+        raise TypeError(
+            "Networks are matched to the covariance of a DEQNNGPKernel, not to a "
+            f"{type(deq_kernel).__name__}."
+        )
+    makers = {"hard-tanh": hard_tanh_design, "leaky-relu": leaky_relu_design}
+    if family != "auto" and family not in makers:
+        raise ValueError(f'family must be "auto", "hard-tanh" or "leaky-relu", not {family!r}.')
     if isinstance(X_or_tau0, Tensor) and X_or_tau0.dim():
-        scaled = deq_kernel._scale(X_or_tau0).detach()
-        tau0 = scaled.square().sum(-1).mean().sqrt().item()
+        tau0 = equivalent_kernel(deq_kernel, X_or_tau0).double().level().sqrt().item()
     else:
         tau0 = float(X_or_tau0)
     with torch.no_grad():
-        found = high_dimensional_coefficients(deq_kernel, tau0=tau0)
+        # in double precision, which an exact match takes
+        weight = deq_kernel.weight_variance.double()
+        found = high_dimensional_coefficients(deq_kernel.activation, weight, tau0=tau0)
     target = Target(
         found.alpha_1.item(),
         found.alpha_2.item(),
@@ -226,14 +221,18 @@ def match_explicit(
         found.gamma.item() ** 2,
         tau0,
     )
-    makers = {"hard-tanh": hard_tanh_design, "leaky-relu": leaky_relu_design}
-    if family != "auto" and family not in makers:
-        raise ValueError(f'family must be "auto", "hard-tanh" or "leaky-relu", not {family!r}.')
+    if target.alpha_1 < 1e-12 * target.variance / tau0**2:
+        raise ValueError(
+            f"{deq_kernel.activation!r} is even, without a part that is linear in high dimension; "
+            "no network is designed for it."
+        )
     names = makers if family == "auto" else [family]
     best = min((makers[name](target) for name in names), key=lambda design: design.residual)
     if best.residual > _EXACT:
+        name = f"{deq_kernel.activation!r} with weight_variance {weight.item():.4g}"
+        numbers = ", ".join(f"{value:.4g}" for value in best.parameters)
         raise ValueError(
-            f"No {'explicit' if family == 'auto' else family} network matches {deq_kernel!r}: the "
-            f"best has a residual of {best.residual:.1e}, with {best.family} {best.parameters}."
+            f"No {'explicit' if family == 'auto' else family} network matches {name}: the best, "
+            f"{best.family} with parameters ({numbers}), has a residual of {best.residual:.1e}."
         )
     return ExplicitNetwork(best, found, deq_kernel, tau0)

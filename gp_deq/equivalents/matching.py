@@ -12,7 +12,7 @@ equilibrium. With :math:`\tilde\alpha = (1, 0, 0, 1)` and :math:`\tau_0` at its 
 
 with the old values on the right. So a network is the equilibrium's equal if its
 :math:`\tilde\alpha_1` to :math:`\tilde\alpha_3` and its :math:`\tau^2 - \tau_0^2\tilde\alpha_1` are
-[LingEtAl2024]_.
+[Ling2024]_.
 """
 
 from __future__ import annotations
@@ -161,38 +161,47 @@ def hard_tanh_design(target: Target) -> Design:
 
 
 def leaky_relu_design(target: Target) -> Design:
-    """Two layers of ``max(a u, b u)`` less its mean.
+    r"""Two layers of ``max(a u, b u)`` less its mean.
 
-    Least squares for the four equations from random starts. The solution is not unique.
+    With the half sums :math:`s_i` and half differences :math:`d_i` of the two slopes,
+    :math:`q = 1 - 2/\pi`, and :math:`x = s_2^2d_1^2`, :math:`y = s_1^2d_2^2`, :math:`r = qx/\alpha_1`,
+    the recursion is
+
+    .. math::
+        \alpha_1 = s_1^2s_2^2, \quad 2\pi\tau_0^2\alpha_2 = x + (1 + r)y
+        = (\tau^2/\tau_0^2 - \alpha_1)/q, \quad \pi\tau_0^2\alpha_3 = x + y/(1 + r) .
+
+    So the sizes of the layers are free but for their product, and are taken to be equal; the
+    fourth equation repeats the second, and no depth can match an activation for which the two
+    differ; and with both, ``x`` is a root of a cubic polynomial.
 
     Args:
         target: What they are to have.
 
     Returns:
-        The best there is; see its residual.
+        The match, the less curved first layer of two; or, if there is none, the best with the
+        right :math:`\alpha_1`.
     """
-    tau0 = target.tau0
+    unit, flat = target.tau0**2, 1 - 2 / math.pi
+    second = 2 * math.pi * unit * target.alpha_2
+    third = math.pi * unit * target.alpha_3
+    growth = flat / target.alpha_1
+    cubic = np.polymul([1.0, -third], np.polymul([growth, 1.0], [growth, 1.0]))
+    roots = np.roots(np.polyadd(cubic, [-1.0, second]))
+    starts = [[x, (second - x) / (1 + growth * x)] for x in roots.real.clip(1e-12, second)]
 
-    def layers(point: np.ndarray) -> list[Layer]:
-        # half sums and half differences, which the coefficients are squares of
-        first = _leaky_relu(point[0] + point[1], point[0] - point[1], tau0)
-        tau1 = math.sqrt(max(first.variance, 1e-300))
-        return [first, _leaky_relu(point[2] + point[3], point[2] - point[3], tau1)]
+    def slopes(x: float, y: float) -> tuple[float, float, float, float]:
+        size = target.alpha_1**0.25
+        bend1, bend2 = math.sqrt(x) / size, math.sqrt(y) / size
+        return size + bend1, size - bend1, size + bend2, size - bend2
 
     def errors(point: np.ndarray) -> np.ndarray:
-        return _errors(propagate(layers(point), tau0), target)
+        a1, b1, a2, b2 = slopes(*point)
+        first = _leaky_relu(a1, b1, target.tau0)
+        layers = [first, _leaky_relu(a2, b2, math.sqrt(first.variance))]
+        return _errors(propagate(layers, target.tau0), target)
 
-    generator = np.random.default_rng(0)
-    best = None
-    for _ in range(_STARTS):
-        start = np.exp(generator.normal(scale=0.7, size=4)) * [1.0, 0.5, 1.0, 0.5]
-        found = least_squares(errors, start, xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=500)
-        if best is None or found.cost < best.cost:
-            best = found
-        if best.cost < 1e-26:
-            break
-    assert best is not None
-    s1, d1, s2, d2 = best.x
-    residual = errors(best.x)
-    parameters = (s1 + d1, s1 - d1, s2 + d2, s2 - d2)
-    return Design("leaky-relu", tuple(map(float, parameters)), float(residual @ residual))
+    tolerances = {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15}
+    found = [least_squares(errors, start, bounds=(0, np.inf), **tolerances) for start in starts]
+    best = min(found, key=lambda fit: (fit.cost > 1e-24, fit.cost if fit.cost > 1e-24 else fit.x[0]))
+    return Design("leaky-relu", slopes(*best.x), 2 * float(best.cost))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..kernels import DEQNNGPKernel
+from ..kernels import DEQNNGPKernel, DEQNTKKernel
 from .centered import Centered
 from .coefficients import gaussian_moments
 from .explicit import ExplicitNetwork, match_explicit
-from .kernel import HighDimensionalDEQKernel
+from .kernel import equivalent_kernel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ __all__ = ["Spectrum", "centered_kernel", "spectrum"]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of three matrices, and how far they are from one another.
+    """Eigenvalues of three matrices, and how far these are from one another.
 
     Args:
         exact: Of the DEQ kernel with a centred activation, ``n``, falling.
@@ -59,23 +60,29 @@ class Spectrum:
         axes.legend(fontsize=8)
 
 
-def centered_kernel(kernel: DEQNNGPKernel, reference: Tensor) -> DEQNNGPKernel:
+def centered_kernel(
+    kernel: DEQNNGPKernel | DEQNTKKernel, reference: Tensor
+) -> DEQNNGPKernel | DEQNTKKernel:
     r"""The DEQ kernel of the same hyperparameters with :math:`\varphi - \operatorname E\varphi(\tau z)`
     and no bias, which the equivalents are equivalents of.
 
     Args:
-        kernel: The kernel.
+        kernel: The kernel, a covariance or a tangent kernel of the recurrent weights.
         reference: Inputs, ``n x d``, for :math:`\tau`.
+
+    Raises:
+        ValueError: the kernel is a tangent kernel of other weights.
     """
-    equivalent = _equivalent(kernel, reference)
+    equivalent = equivalent_kernel(kernel, reference)
     with torch.no_grad():
         moments = gaussian_moments(kernel.activation, equivalent.coefficients().tau)
-    activation = Centered(kernel.activation, moments.mean.item())
-    centered = DEQNNGPKernel(
-        activation,
-        kernel.center.reshape(-1),
+    options = {"trained": kernel.trained} if isinstance(kernel, DEQNTKKernel) else {}
+    centered = type(kernel)(
+        Centered(kernel.activation, moments.mean.item()),
+        center=kernel.center.reshape(-1),
         ard_num_dims=kernel.ard_num_dims,
         active_dims=kernel.active_dims,
+        **options,
     ).to(kernel.raw_lengthscale)
     centered.lengthscale = kernel.lengthscale.detach()
     centered.weight_variance = kernel.weight_variance.detach()
@@ -83,48 +90,39 @@ def centered_kernel(kernel: DEQNNGPKernel, reference: Tensor) -> DEQNNGPKernel:
     return centered
 
 
-def spectrum(kernel: DEQNNGPKernel, X: Tensor) -> Spectrum:
+def spectrum(kernel: DEQNNGPKernel | DEQNTKKernel, X: Tensor) -> Spectrum:
     """Compare a DEQ kernel with its equivalents on some inputs.
 
     Args:
-        kernel: The kernel; its bias is left out, and its activation centred.
+        kernel: A covariance, or a tangent kernel of the recurrent weights, for which no network is
+            matched; its bias is left out, and its activation centred.
         X: Inputs, ``n x d``.
 
     Returns:
         The eigenvalues, in order, and the distances.
+
+    Raises:
+        ValueError: the kernel is a tangent kernel of other weights.
     """
+    try:
+        network = match_explicit(kernel, X) if isinstance(kernel, DEQNNGPKernel) else None
+    except ValueError:
+        network = None
     with torch.no_grad():
         exact = centered_kernel(kernel, X)(X).to_dense()
-        equivalent = _equivalent(kernel, X)(X).to_dense()
-        try:
-            network = match_explicit(kernel, X)
-        except ValueError:
-            network = None
+        equivalent = equivalent_kernel(kernel, X)(X).to_dense()
         explicit = None if network is None else network.kernel()(X).to_dense()
-        values = [
-            None if matrix is None else torch.linalg.eigvalsh(matrix).flip(-1)
-            for matrix in (exact, equivalent, explicit)
-        ]
-        distances = [
-            float("nan")
-            if matrix is None
-            else torch.linalg.eigvalsh(matrix - exact).abs().max().item()
-            for matrix in (equivalent, explicit)
-        ]
-    assert values[0] is not None and values[1] is not None
+    values = torch.linalg.eigvalsh(exact).flip(-1)
     return Spectrum(
-        values[0], values[1], values[2], values[0][0].item(), *distances, network
+        values,
+        torch.linalg.eigvalsh(equivalent).flip(-1),
+        None if explicit is None else torch.linalg.eigvalsh(explicit).flip(-1),
+        values[0].item(),
+        _distance(exact, equivalent),
+        math.nan if explicit is None else _distance(exact, explicit),
+        network,
     )
 
 
-def _equivalent(kernel: DEQNNGPKernel, reference: Tensor) -> HighDimensionalDEQKernel:
-    equivalent = HighDimensionalDEQKernel(
-        kernel.activation,
-        center=kernel.center.reshape(-1),
-        ard_num_dims=kernel.ard_num_dims,
-        active_dims=kernel.active_dims,
-    ).to(kernel.raw_lengthscale)
-    equivalent.lengthscale = kernel.lengthscale.detach()
-    equivalent.weight_variance = kernel.weight_variance.detach()
-    equivalent.set_reference(reference)
-    return equivalent
+def _distance(first: Tensor, second: Tensor) -> float:
+    return torch.linalg.eigvalsh(first - second).abs().max().item()

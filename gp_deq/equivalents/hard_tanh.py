@@ -1,0 +1,65 @@
+"""An identity that is cut off at both ends."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..activations import Hermite
+
+__all__ = ["HardTanh"]
+
+
+class HardTanh(Hermite):
+    r""":math:`\varphi(u) = a \min(\max(u, -c), c)`, by Hermite coefficients in closed form.
+
+    The first is :math:`a\sqrt q \operatorname{erf}(c/\sqrt{2q})`. The second derivative of the
+    activation sits at its two kinks, so that partial integration gives, for odd :math:`k \ge 3` and
+    :math:`t = c/\sqrt q` with the normal density :math:`p`,
+
+    .. math::
+        a_k(q) = -\frac{2a\sqrt q\, p(t)\, h_{k-2}(t)}{\sqrt{k(k-1)}} .
+
+    The others are zero. The sum of squares beyond degree ``K`` falls like :math:`K^{-3/2}`.
+
+    Args:
+        a: Slope.
+        c: Where it is cut off, positive.
+        degree: ``K``. Default 256, which loses 2e-5 of the variance at :math:`t = 1.2`, 3e-4 at 0.3,
+            and far less of covariances.
+
+    Example:
+        >>> HardTanh(2.0, 1.5)(torch.tensor([-3.0, 0.5]))
+        tensor([-3.,  1.])
+    """
+
+    def __init__(self, a: float, c: float, degree: int = 256) -> None:
+        self.a, self.c = float(a), float(c)
+        super().__init__(lambda u: self.a * u.clamp(-self.c, self.c), degree, abs(self.a))
+
+    def _integrate(self, root: Tensor) -> tuple[Tensor, Tensor]:
+        wide = root.double()
+        safe = wide.masked_fill(wide == 0, 1.0)
+        t = self.c / safe
+        # density times h_0, h_1, ... by their recurrence
+        density = (-t.square() / 2).exp() / math.sqrt(2 * math.pi)
+        columns = [density, t * density]
+        for k in range(2, self.degree + 2):
+            value = t * columns[-1] - math.sqrt(k - 1) * columns[-2]
+            columns.append(value / math.sqrt(k))
+        zero = torch.zeros_like(wide)
+        slope = [self.a * torch.erf(t / math.sqrt(2)), zero]
+        slope += [
+            zero if k % 2 else -2 * self.a * columns[k - 1] / math.sqrt(k)
+            for k in range(2, self.degree + 3)
+        ]
+        slopes = torch.cat(slope, -1)[..., : self.degree + 2]
+        slopes = torch.where(wide == 0, self.a * (torch.arange(self.degree + 2) == 0), slopes)
+        divisor = torch.arange(1, self.degree + 1, dtype=torch.float64, device=root.device).sqrt()
+        value = torch.cat([zero, wide * slopes[..., : self.degree] / divisor], -1)
+        return value.to(root.dtype), slopes.to(root.dtype)
+
+    def __repr__(self) -> str:
+        return f"HardTanh({self.a:.6g}, {self.c:.6g})"

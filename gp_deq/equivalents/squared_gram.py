@@ -1,0 +1,112 @@
+r"""Products with the elementwise square of a Gram matrix, which is never formed.
+
+The rows of :math:`Q = (Z_1Z_2^\top)^{\circ 2}` are :math:`Q_{ij} = z_i^\top z'_j z_j'^\top z_i`, so that
+
+.. math::
+    Q v = \mathrm{rows}_i\bigl(z_i^\top M(v)\, z_i\bigr), \qquad M(v) = Z_2^\top\mathrm{diag}(v) Z_2,
+
+in :math:`O(n d^2)` operations for each vector, against :math:`O(n^2 d)` by way of the matrix. Where
+there are fewer inputs than :math:`2d` for each vector the latter is less, a block of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["squared_gram_matmul"]
+
+#: Entries of a block's largest matrix: 16 MB in double precision.
+_BLOCK = 2**21
+
+
+def squared_gram_matmul(z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
+    r"""Product :math:`(Z_1 Z_2^\top)^{\circ 2} V`, differentiable once.
+
+    Args:
+        z1: ``... x n x d``.
+        z2: ``... x m x d``.
+        vectors: ``V``, ``... x m x t``.
+
+    Returns:
+        ``... x n x t``.
+
+    Example:
+        >>> z, v = torch.eye(3), torch.ones(3, 1)
+        >>> squared_gram_matmul(2 * z, z, v).squeeze(-1)
+        tensor([4., 4., 4.])
+    """
+    return _SquaredGramMatmul.apply(z1, z2, vectors)
+
+
+class _SquaredGramMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
+        ctx.save_for_backward(z1, z2, vectors)
+        return _product(z1, z2, vectors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z1, z2, vectors = ctx.saved_tensors
+        need1, need2, need_vectors = ctx.needs_input_grad
+        return (
+            _sum_to(2 * _weighted(z1, z2, grad, vectors), z1) if need1 else None,
+            _sum_to(2 * _weighted(z2, z1, vectors, grad), z2) if need2 else None,
+            _sum_to(_product(z2, z1, grad), vectors) if need_vectors else None,
+        )
+
+
+def _product(z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
+    """``Q V``."""
+    if _few(z2, vectors):
+        return torch.cat([(z1[..., rows, :] @ z2.mT).square() @ vectors for rows in _rows(z1, z2.shape[-2])], -2)
+    parts = [
+        (images * z1[..., rows, None, :]).sum(-1) for rows, images in _images(z1, z2, vectors)
+    ]
+    return torch.cat(parts, -2)
+
+
+def _weighted(z1: Tensor, z2: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``((Z1 Z2^T) * (L R^T)) Z2``."""
+    if _few(z2, right):
+        parts = [
+            ((z1[..., rows, :] @ z2.mT) * (left[..., rows, :] @ right.mT)) @ z2
+            for rows in _rows(z1, z2.shape[-2])
+        ]
+    else:
+        parts = [
+            (images * left[..., rows, :, None]).sum(-2)
+            for rows, images in _images(z1, z2, right)
+        ]
+    return torch.cat(parts, -2)
+
+
+def _few(z2: Tensor, vectors: Tensor) -> bool:
+    return z2.shape[-2] <= 2 * z2.shape[-1] * vectors.shape[-1]
+
+
+def _images(z1: Tensor, z2: Tensor, vectors: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """``M(v) z`` of all vectors, ``... x rows x t x d``, for some rows of ``z1`` at a time."""
+    dims, count = z2.shape[-1], vectors.shape[-1]
+    moments: Tensor | float = 0.0
+    for rows in _rows(z2, dims * count):
+        some = z2[..., rows, :]
+        weighted = (vectors[..., rows, :, None] * some.unsqueeze(-2)).flatten(-2)
+        moments = moments + some.mT @ weighted
+    assert isinstance(moments, Tensor)
+    for rows in _rows(z1, dims * count):
+        yield rows, (z1[..., rows, :] @ moments).unflatten(-1, (count, dims))
+
+
+def _rows(z: Tensor, width: int) -> Iterator[slice]:
+    """Blocks of rows, of which a matrix of the given width is held."""
+    size = max(1, _BLOCK // max(1, width))
+    return (slice(start, start + size) for start in range(0, max(1, z.shape[-2]), size))
+
+
+def _sum_to(grad: Tensor, like: Tensor) -> Tensor:
+    return grad.sum_to_size(like.shape)
