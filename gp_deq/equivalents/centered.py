@@ -13,8 +13,7 @@ __all__ = ["Centered"]
 
 
 class Centered(Activation):
-    r""":math:`s\,(\varphi(u) - c)`, with the expectations of :math:`\varphi` in closed form if it has
-    them.
+    r""":math:`s\,(\varphi(u) - c)`, with the expectations of :math:`\varphi`.
 
     Args:
         activation: :math:`\varphi`.

@@ -51,9 +51,10 @@ class Moments(NamedTuple):
 def gaussian_moments(activation: Activation, tau: Tensor) -> Moments:
     r"""Expectations by quadrature, the derivatives of the activation by partial integration.
 
-    :math:`\operatorname E\varphi' = \operatorname E[z\varphi]/\tau`, :math:`\operatorname E\varphi''
-    = \operatorname E[(z^2-1)\varphi]/\tau^2` and :math:`\operatorname E(\tilde\varphi^2)'' =
-    \operatorname E[(z^2-1)\tilde\varphi^2]/\tau^2`, so that a kink is no trouble.
+    :math:`\operatorname E\varphi' = \operatorname E[z\varphi]/\tau`,
+    :math:`\operatorname E\varphi'' = \operatorname E[(z^2-1)\varphi]/\tau^2` and
+    :math:`\operatorname E(\tilde\varphi^2)'' = \operatorname E[(z^2-1)\tilde\varphi^2]/\tau^2`, so
+    that a kink is no trouble.
 
     Args:
         activation: Defined by its ``__call__``.
@@ -150,8 +151,8 @@ def high_dimensional_coefficients(
 ) -> HighDimensionalCoefficients:
     r"""Solves the scalar equations of Ling et al. (2024), theorems 1 and 2.
 
-    First :math:`\tau^2 = w \operatorname E\tilde\varphi^2(\tau z) + \sigma_b^2\tau_0^2`; the rest is
-    explicit, with the expectations of :class:`Moments`:
+    First :math:`\tau^2 = w \operatorname E\tilde\varphi^2(\tau z) + \sigma_b^2\tau_0^2`; the rest
+    is explicit, with the expectations of :class:`Moments`:
 
     .. math::
         \alpha_1 = \frac{g_1}{1 - w g_1}, \quad \alpha_4 = \frac1{1 - w g_4/2}, \quad
@@ -206,8 +207,10 @@ def high_dimensional_coefficients(
             f"weight_variance must be between 0 and {critical:g} for {activation!r}, got "
             f"{weight.item():g}."
         )
-    options = {"dtype": weight.dtype, "device": weight.device}
-    unit, tau0 = (torch.as_tensor(value, **options) for value in (input_variance, tau0))
+    unit, tau0 = (
+        torch.as_tensor(value, dtype=weight.dtype, device=weight.device)
+        for value in (input_variance, tau0)
+    )
     for name, value in (("input_variance", unit), ("tau0", tau0)):
         if not (bool(value > 0) and bool(value.isfinite())):
             raise ValueError(f"{name} must be positive, got {value.item():g}.")

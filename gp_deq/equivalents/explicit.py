@@ -72,7 +72,8 @@ class ExplicitNetwork:
 
     Attributes:
         family: "hard-tanh" or "leaky-relu".
-        parameters: ``(a, c)`` of ``a clip(u, -c, c)``, or ``(a1, b1, a2, b2)`` of ``max(a u, b u)``.
+        parameters: ``(a, c)`` of ``a clip(u, -c, c)``, or ``(a1, b1, a2, b2)`` of two layers of
+            ``max(a u, b u)``.
         residual: Sum of squares of the four equations' relative errors.
         activations: Of the layers, centred.
     """
@@ -109,8 +110,8 @@ class ExplicitNetwork:
             width: Of each layer; the error falls like its root.
 
         Returns:
-            Linear layers with standard normal weights over the root of their inputs' number, and the
-            activations; the features are divided by the root of ``width``.
+            Linear layers with standard normal weights over the root of their inputs' number, and
+            the activations; the features are divided by the root of ``width``.
         """
         source, layers = self.source, nn.Sequential()
         layers.append(_Standardize(source.center, source.lengthscale.detach()))
@@ -129,6 +130,9 @@ class ExplicitNetwork:
 
 
 class _Standardize(nn.Module):
+    center: Tensor
+    lengthscale: Tensor
+
     def __init__(self, center: Tensor, lengthscale: Tensor) -> None:
         super().__init__()
         self.register_buffer("center", center.clone())
@@ -158,7 +162,7 @@ class _Scale(nn.Module):
 
 def _activations(design: Design, tau0: float) -> tuple[Activation, ...]:
     if design.family == "hard-tanh":
-        return (HardTanh(*design.parameters),)
+        return (HardTanh(design.parameters[0], design.parameters[1]),)
     found: list[Activation] = []
     tau = tau0
     a1, b1, a2, b2 = design.parameters
@@ -181,8 +185,8 @@ def match_explicit(
         deq_kernel: Its activation, weight variance, centre and lengthscales; the bias is left out.
         X_or_tau0: Inputs ``n x d``, whose mean injected variance is :math:`\tau_0^2`, or
             :math:`\tau_0` itself.
-        family: "hard-tanh", one layer, has no curvature and suits odd activations; "leaky-relu", two
-            layers, suits others; "auto" takes the one of the smaller residual.
+        family: "hard-tanh", one layer, has no curvature and suits odd activations; "leaky-relu",
+            two layers, suits ReLU and its like; "auto" takes the one of the smaller residual.
 
     Returns:
         The network.

@@ -27,8 +27,8 @@ class HardTanh(Hermite):
     Args:
         a: Slope.
         c: Where it is cut off, positive.
-        degree: ``K``. Default 256, which loses 2e-5 of the variance at :math:`t = 1.2`, 3e-4 at 0.3,
-            and far less of covariances.
+        degree: ``K``. Default 256, which loses 2e-5 of the variance at :math:`t = 1.2`, 3e-4 at
+            0.3, and far less of covariances.
 
     Example:
         >>> HardTanh(2.0, 1.5)(torch.tensor([-3.0, 0.5]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,15 +21,15 @@ from .operator import EquivalentLinearOperator
 
 __all__ = ["HighDimensionalDEQKernel", "equivalent_kernel"]
 
-#: Standard deviation of the squared norms, relative to their mean, from which on there is a warning.
+#: Standard deviation of the squared norms, relative to their mean, beyond which to warn.
 _WIDE_SPREAD = 0.5
 
 
 class HighDimensionalDEQKernel(EquilibriumKernel):
     r"""What a DEQ kernel with a centred activation tends to for inputs of many dimensions.
 
-    With :math:`b` the covariance of the scaled inputs, :math:`\beta_0` the mean of its diagonal over
-    the reference inputs and :math:`\chi = b(x, x) - \beta_0`, the matrix of the inputs
+    With :math:`b` the covariance of the scaled inputs, :math:`\beta_0` the mean of its diagonal
+    over the reference inputs and :math:`\chi = b(x, x) - \beta_0`, the matrix of the inputs
     :math:`x_1, \dots, x_n` is
 
     .. math::
@@ -36,9 +37,9 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
             + [i = j](\gamma^2 - \beta_0\alpha_1 - \alpha_3 b_{ii}^2),
 
     without labels (see the page "Explicit equivalents" of the documentation, after [Ling2024]_). It
-    is an :class:`EquivalentLinearOperator`: no :math:`n \times n` matrix is formed. The last term is
-    a nugget: an input has it with itself, and with no other, however close; a matrix between two
-    different sets of inputs has none.
+    is an :class:`EquivalentLinearOperator`: no :math:`n \times n` matrix is formed. The last term
+    is a nugget: an input has it with itself, and with no other, however close; a matrix between
+    two different sets of inputs has none.
 
     The matrix is positive semi-definite where the equivalence holds. Where the squared norms vary
     much the nugget of the longest inputs is negative, and near-duplicates among them then need
@@ -67,6 +68,8 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         >>> type(kernel(x).evaluate_kernel()).__name__
         'EquivalentLinearOperator'
     """
+
+    mean_square: Tensor
 
     def __init__(
         self,
@@ -128,12 +131,8 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         Raises:
             RuntimeError: there are no reference inputs.
         """
-        if bool(self.mean_square.isnan().any()):
-            raise RuntimeError(
-                "HighDimensionalDEQKernel does not know the mean square of the inputs: call "
-                "kernel.set_reference(train_x), or give it as reference=train_x."
-            )
-        return (self.mean_square.to(self.lengthscale) / self.lengthscale.square()).mean(-1).squeeze(-1)
+        unit, mean_square = self._units()
+        return unit * mean_square
 
     def coefficients(self) -> HighDimensionalCoefficients:
         """The scalars at the present hyperparameters, each of the shape of the batch.
@@ -141,14 +140,36 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         Raises:
             RuntimeError: there are no reference inputs.
         """
-        weight, level = self.weight_variance[..., 0, 0], self.level()
+        unit, mean_square = self._units()
+        scalars = (self.weight_variance[..., 0, 0], unit, mean_square.sqrt())
         found = [
-            high_dimensional_coefficients(self.activation, *scalars)
-            for scalars in zip(weight.reshape(-1), level.reshape(-1), strict=True)
+            high_dimensional_coefficients(self.activation, *values)
+            for values in zip(*(scalar.reshape(-1) for scalar in scalars), strict=True)
         ]
         return HighDimensionalCoefficients(
-            *(torch.stack(values).reshape(level.shape) for values in zip(*found, strict=True))
+            *(torch.stack(values).reshape(unit.shape) for values in zip(*found, strict=True))
         )
+
+    def _units(self) -> tuple[Tensor, Tensor]:
+        """Of what ``b`` is a multiple, and the mean of its diagonal there.
+
+        A lengthscale for all dimensions is left out of the inputs, which spares them a gradient.
+        """
+        if bool(self.mean_square.isnan().any()):
+            raise RuntimeError(
+                "HighDimensionalDEQKernel does not know the mean square of the inputs: call "
+                "kernel.set_reference(train_x), or give it as reference=train_x."
+            )
+        precision = self.lengthscale.square().reciprocal()
+        mean_square = self.mean_square.to(precision)
+        if self.ard_num_dims is None:
+            return precision[..., 0, 0], mean_square[..., 0, 0]
+        return torch.ones_like(precision[..., 0, 0]), (precision * mean_square).mean(-1)[..., 0]
+
+    def _standardize(self, x: Tensor) -> Tensor:
+        if self.ard_num_dims is None:
+            return (x - self.center.to(x)) / math.sqrt(x.shape[-1])
+        return self._scale(x)
 
     def forward(
         self,
@@ -170,24 +191,28 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         if last_dim_is_batch:
             raise RuntimeError("HighDimensionalDEQKernel does not support last_dim_is_batch.")
         self._check_inputs(x1, x2, diag)
-        found, level = self.coefficients(), self.level()[..., None, None]
+        found, (_, mean_square) = self.coefficients().paper_scaling(), self._units()
         if self.tangent:
             weights, variance = (found.beta_1, found.beta_2, found.beta_3), found.kappa.square()
         else:
             weights, variance = (found.alpha_1, found.alpha_2, found.alpha_3), found.gamma.square()
         same = _same(x1, x2)
-        z1 = self._scale(x1)
-        z2 = z1 if same else self._scale(x2)
+        z1 = self._standardize(x1)
+        z2 = z1 if same else self._standardize(x2)
         norms1, norms2 = (z.square().sum(-1, keepdim=True) for z in (z1, z2))
+        level = mean_square[..., None, None]
         batch = torch.broadcast_shapes(z1.shape[:-2], z2.shape[:-2], level.shape[:-2])
         operator = EquivalentLinearOperator(
-            *(z.expand(*batch, -1, -1) for z in (z1, z2, norms1 - level, norms2 - level)),
+            z1.expand(*batch, -1, -1),
+            z2.expand(*batch, -1, -1),
+            (norms1 - level).expand(*batch, -1, -1),
+            (norms2 - level).expand(*batch, -1, -1),
             torch.stack(weights, -1).expand(*batch, -1),
         )
         if same:
-            rest = variance[..., None, None] - level * weights[0][..., None, None]
-            nugget = rest - weights[2][..., None, None] * norms1.square()
-            operator = operator.add_diagonal(nugget.squeeze(-1))
+            nugget = variance - mean_square * weights[0]
+            square = weights[2].unsqueeze(-1) * norms1.squeeze(-1).square()
+            operator = operator.add_diagonal(nugget.unsqueeze(-1) - square)
         return operator._diagonal() if diag else operator
 
 

@@ -87,7 +87,8 @@ def propagate(layers: list[Layer], tau0: float) -> Target:
         tau0: Root of the variance of an input.
     """
     a1, a2, a3, a4, variance = 1.0, 0.0, 0.0, 1.0, tau0**2
-    for g1, g2, g4, variance in layers:
+    for g1, g2, g4, output in layers:
+        variance = output
         a1, a2, a3, a4 = (
             g1 * a1,
             g1 * a2 + g2 * a4**2 / 4,
@@ -164,8 +165,8 @@ def leaky_relu_design(target: Target) -> Design:
     r"""Two layers of ``max(a u, b u)`` less its mean.
 
     With the half sums :math:`s_i` and half differences :math:`d_i` of the two slopes,
-    :math:`q = 1 - 2/\pi`, and :math:`x = s_2^2d_1^2`, :math:`y = s_1^2d_2^2`, :math:`r = qx/\alpha_1`,
-    the recursion is
+    :math:`q = 1 - 2/\pi`, and :math:`x = s_2^2d_1^2`, :math:`y = s_1^2d_2^2`,
+    :math:`r = qx/\alpha_1`, the recursion is
 
     .. math::
         \alpha_1 = s_1^2s_2^2, \quad 2\pi\tau_0^2\alpha_2 = x + (1 + r)y
@@ -203,5 +204,7 @@ def leaky_relu_design(target: Target) -> Design:
 
     tolerances = {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15}
     found = [least_squares(errors, start, bounds=(0, np.inf), **tolerances) for start in starts]
-    best = min(found, key=lambda fit: (fit.cost > 1e-24, fit.cost if fit.cost > 1e-24 else fit.x[0]))
+    best = min(
+        found, key=lambda fit: (fit.cost > 1e-24, fit.cost if fit.cost > 1e-24 else fit.x[0])
+    )
     return Design("leaky-relu", slopes(*best.x), 2 * float(best.cost))

@@ -21,7 +21,11 @@ __all__ = ["EquivalentLinearOperator"]
 
 
 class EquivalentLinearOperator(LinearOperator):
-    r""":math:`a_1 Z_1Z_2^\top + a_2\chi_1\chi_2^\top + a_3 (Z_1Z_2^\top)^{\circ 2} + \mathrm{diag}(\delta)`.
+    r"""A Gram matrix, its elementwise square, a matrix of rank one and a diagonal.
+
+    .. math::
+        a_1 Z_1Z_2^\top + a_2\chi_1\chi_2^\top + a_3 (Z_1Z_2^\top)^{\circ 2}
+            + \mathrm{diag}(\delta)
 
     It is held in :math:`O(nd)` memory, and a product with a vector takes :math:`O(nd^2)`
     operations (see :mod:`gp_deq.equivalents.squared_gram`). A factor or a diagonal, such as that
@@ -136,12 +140,12 @@ class EquivalentLinearOperator(LinearOperator):
         return solver.solve, PsdSumLinearOperator(*factors), logdet
 
     def _preconditioner_root(self, size: int) -> Tensor:
-        r"""``L`` with :math:`LL^\top \approx` the operator less a diagonal, ``... x n x (d + 1 + size)``.
+        r"""``L`` with :math:`LL^\top` near the operator less a diagonal.
 
         The quadratic term is the Gram matrix of the features :math:`zz^\top`. In the basis of the
-        eigenvectors of :math:`Z^\top Z`, with eigenvalues :math:`\lambda`, the features are largest in
-        the direction of :math:`\mathrm{diag}(\lambda)`, their mean, and then in those of the products
-        of two coordinates with the largest :math:`\lambda_i\lambda_j`.
+        eigenvectors of :math:`Z^\top Z`, with eigenvalues :math:`\lambda`, the features are largest
+        in the direction of :math:`\mathrm{diag}(\lambda)`, their mean, and then in those of the
+        products of two coordinates with the largest :math:`\lambda_i\lambda_j`.
         """
         with torch.no_grad():
             strengths, basis = torch.linalg.eigh(self.z1.mT @ self.z1)

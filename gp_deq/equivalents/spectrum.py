@@ -63,8 +63,10 @@ class Spectrum:
 def centered_kernel(
     kernel: DEQNNGPKernel | DEQNTKKernel, reference: Tensor
 ) -> DEQNNGPKernel | DEQNTKKernel:
-    r"""The DEQ kernel of the same hyperparameters with :math:`\varphi - \operatorname E\varphi(\tau z)`
-    and no bias, which the equivalents are equivalents of.
+    r"""The kernel that the equivalents are equivalents of.
+
+    It has the hyperparameters of a DEQ kernel, :math:`\varphi - \operatorname E\varphi(\tau z)` in
+    the place of its activation, and no bias.
 
     Args:
         kernel: The kernel, a covariance or a tangent kernel of the recurrent weights.

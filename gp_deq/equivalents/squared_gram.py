@@ -1,12 +1,13 @@
 r"""Products with the elementwise square of a Gram matrix, which is never formed.
 
-The rows of :math:`Q = (Z_1Z_2^\top)^{\circ 2}` are :math:`Q_{ij} = z_i^\top z'_j z_j'^\top z_i`, so that
+The entries of :math:`Q = (Z_1Z_2^\top)^{\circ 2}` are :math:`Q_{ij} = z_i^\top z'_j z_j'^\top z_i`,
+so that
 
 .. math::
-    Q v = \mathrm{rows}_i\bigl(z_i^\top M(v)\, z_i\bigr), \qquad M(v) = Z_2^\top\mathrm{diag}(v) Z_2,
+    (Q v)_i = z_i^\top M(v)\, z_i, \qquad M(v) = Z_2^\top\mathrm{diag}(v) Z_2,
 
 in :math:`O(n d^2)` operations for each vector, against :math:`O(n^2 d)` by way of the matrix. Where
-there are fewer inputs than :math:`2d` for each vector the latter is less, a block of rows at a time.
+there are fewer inputs than :math:`2d` for each vector the latter is less, some rows at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ __all__ = ["squared_gram_matmul"]
 
 #: Entries of a block's largest matrix: 16 MB in double precision.
 _BLOCK = 2**21
+#: Dimensions of a block of the symmetric moments.
+_WIDTH = 50
 
 
 def squared_gram_matmul(z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
@@ -63,11 +66,20 @@ class _SquaredGramMatmul(torch.autograd.Function):
 def _product(z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
     """``Q V``."""
     if _few(z2, vectors):
-        return torch.cat([(z1[..., rows, :] @ z2.mT).square() @ vectors for rows in _rows(z1, z2.shape[-2])], -2)
-    parts = [
-        (images * z1[..., rows, None, :]).sum(-1) for rows, images in _images(z1, z2, vectors)
-    ]
-    return torch.cat(parts, -2)
+        parts = [(z1[..., rows, :] @ z2.mT).square() @ vectors for rows in _rows(z1, z2.shape[-2])]
+        return torch.cat(parts, -2)
+    total: Tensor | float = 0.0
+    # M is symmetric: of its blocks those above the diagonal, twice
+    for start in range(0, z1.shape[-1], _WIDTH):
+        block, rest = slice(start, start + _WIDTH), slice(start, None)
+        twice = torch.cat([z1[..., block], 2 * z1[..., start + _WIDTH :]], -1)
+        parts = [
+            (images * twice[..., rows, None, :]).sum(-1)
+            for rows, images in _images(z1[..., block], z2[..., block], z2[..., rest], vectors)
+        ]
+        total = total + torch.cat(parts, -2)
+    assert isinstance(total, Tensor)
+    return total
 
 
 def _weighted(z1: Tensor, z2: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -80,7 +92,7 @@ def _weighted(z1: Tensor, z2: Tensor, left: Tensor, right: Tensor) -> Tensor:
     else:
         parts = [
             (images * left[..., rows, :, None]).sum(-2)
-            for rows, images in _images(z1, z2, right)
+            for rows, images in _images(z1, z2, z2, right)
         ]
     return torch.cat(parts, -2)
 
@@ -89,14 +101,15 @@ def _few(z2: Tensor, vectors: Tensor) -> bool:
     return z2.shape[-2] <= 2 * z2.shape[-1] * vectors.shape[-1]
 
 
-def _images(z1: Tensor, z2: Tensor, vectors: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """``M(v) z`` of all vectors, ``... x rows x t x d``, for some rows of ``z1`` at a time."""
-    dims, count = z2.shape[-1], vectors.shape[-1]
+def _images(
+    z1: Tensor, left: Tensor, right: Tensor, vectors: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """``Z1 L^T diag(v) R`` of all vectors, ``... x rows x t x d``, some rows at a time."""
+    dims, count = right.shape[-1], vectors.shape[-1]
     moments: Tensor | float = 0.0
-    for rows in _rows(z2, dims * count):
-        some = z2[..., rows, :]
-        weighted = (vectors[..., rows, :, None] * some.unsqueeze(-2)).flatten(-2)
-        moments = moments + some.mT @ weighted
+    for rows in _rows(right, dims * count):
+        weighted = (vectors[..., rows, :, None] * right[..., rows, None, :]).flatten(-2)
+        moments = moments + left[..., rows, :].mT @ weighted
     assert isinstance(moments, Tensor)
     for rows in _rows(z1, dims * count):
         yield rows, (z1[..., rows, :] @ moments).unflatten(-1, (count, dims))
