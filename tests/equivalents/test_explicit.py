@@ -321,6 +321,14 @@ def test_families() -> None:
         assert repr(auto).startswith(f"ExplicitNetwork({family}, (")
 
 
+def test_two_layers_suffice_for_relu_up_to_a_weight_variance() -> None:
+    """Which does not depend on the scale of the inputs, for ReLU is homogeneous."""
+    for tau0 in (0.2, 3.0):
+        assert match_explicit(deq("relu", 0.85), tau0).residual < 1e-20
+        with pytest.raises(ValueError, match="residual of"):
+            match_explicit(deq("relu", 0.86), tau0)
+
+
 @pytest.mark.parametrize(
     "make, family",
     [
