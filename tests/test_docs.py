@@ -24,6 +24,7 @@ MODULES = [
     "bayesopt",
     "datasets",
     "equilibrium",
+    "equivalents",
     "kernels",
     "settings",
     "simulation",
