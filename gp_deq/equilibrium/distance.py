@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import settings
 from ..activations import Activation
 from ..activations.pair_covariance import squared_distance
-from .fixed_point import equilibrium_variance, rounding
+from .fixed_point import contraction, equilibrium_variance, rounding
 from .newton import newton
 from .pairwise import Block, take
 from .report import SolverMonitor
@@ -37,7 +37,7 @@ class DistanceSolver:
     r"""DEQ-NNGP of any activation, in squared distances.
 
     Newton's method solves :math:`m - m_b - w(g(v_1) + g(v_2) - 2 G(m)) = 0`, bracketed by
-    :math:`m_b` and :math:`m_b/(1 - w \operatorname{Lip}^2)`.
+    :math:`m_b` and :math:`m_b/(1 - w/w_{\text{critical}})`.
 
     Args:
         activation: Gives the expectations.
@@ -59,7 +59,7 @@ class DistanceSolver:
     ) -> None:
         self.activation, self.monitor = activation, monitor
         self.weight_variance, self.bias_variance = weight_variance, bias_variance
-        self.widening = 1 / (1 - weight_variance * activation.lipschitz**2)
+        self.widening = 1 / contraction(activation, weight_variance)
         points = (x1,) if x2 is None else (x1, x2)
         injected = torch.cat([x.square().sum(-1, keepdim=True) for x in points], -2) + bias_variance
         shared = weight_variance.shape[0] == 1 < x1.shape[0]

@@ -55,15 +55,16 @@ def equilibrium_variance(
     r"""Solves :math:`v = w\, g(v) + b` elementwise: :math:`b / (1 - wg(1))` where homogeneous.
 
     In general :math:`\sqrt v` lies between :math:`\sqrt b` and :math:`(\sqrt w |\varphi(0)| +
-    \sqrt b)/(1 - \sqrt w \operatorname{Lip})`, since :math:`\sqrt{g(v)} \le |\varphi(0)| +
-    \operatorname{Lip} \sqrt v`.
+    \sqrt b)/(1 - \sqrt{w/w_{\text{critical}}})`, since :math:`\sqrt{g(v)} \le |\varphi(0)| +
+    \sqrt{v/w_{\text{critical}}}`.
     """
     if activation.homogeneous:
         return injected / contraction(activation, weight_variance)
     with torch.no_grad():
         at_zero = activation.diagonal(injected.new_zeros(1, 1)).sqrt()
         root = weight_variance.sqrt()
-        upper = (root * at_zero + injected.sqrt()) / (1 - root * activation.lipschitz)
+        growth = root * activation.critical_weight_variance**-0.5
+        upper = (root * at_zero + injected.sqrt()) / (1 - growth)
         lower = injected.expand(upper.shape)
 
         def excess(variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,14 +138,14 @@ def _solve_distance(
 ) -> Tensor:
     r"""Solves :math:`m = w\, m_G(m) + m_b` for the squared distances m.
 
-    The root lies between :math:`m_b` and the smaller of :math:`m_b / (1 - w
-    \operatorname{Lip}^2)` and :math:`(\sqrt{v_1} + \sqrt{v_2})^2`. Two last steps use the squared
+    The root lies between :math:`m_b` and the smaller of :math:`m_b / (1 -
+    w/w_{\text{critical}})` and :math:`(\sqrt{v_1} + \sqrt{v_2})^2`. Two last steps use the squared
     distance in its form without cancellation, which makes the relative error as small as the
     absolute one.
     """
     lower = injected.sqdist
     widest = (var1.sqrt() + var2.sqrt()).square()
-    upper = torch.minimum(lower / (1 - weight_variance * activation.lipschitz**2), widest)
+    upper = torch.minimum(lower / contraction(activation, weight_variance), widest)
     features1, features2 = activation.features(var1), activation.features(var2.mT)
     total = weight_variance * (activation.diagonal(var1) + activation.diagonal(var2))
 

@@ -195,9 +195,8 @@ def high_dimensional_coefficients(
         if weight_variance is None:
             raise ValueError("Give a weight variance for the activation.")
         activation = get_activation(kernel_or_activation)
-        weight = torch.as_tensor(weight_variance)
-        if not isinstance(weight_variance, Tensor):
-            weight = weight.double()
+        given = isinstance(weight_variance, Tensor)
+        weight = torch.as_tensor(weight_variance, dtype=None if given else torch.float64)
     if weight.numel() != 1:
         raise ValueError("Give one weight variance, or one kernel, and not a batch of them.")
     weight = weight.reshape(())

@@ -106,7 +106,8 @@ class ExplicitNetwork:
         """A random network whose features have the kernel as their inner products, at great width.
 
         Args:
-            in_features: Of an input, before centre and lengthscales are applied.
+            in_features: Of an input, with the dimensions of ``active_dims`` alone; centre and
+                lengthscales are applied by the network.
             width: Of each layer; the error falls like its root.
 
         Returns:
@@ -114,7 +115,9 @@ class ExplicitNetwork:
             the activations; the features are divided by the root of ``width``.
         """
         source, layers = self.source, nn.Sequential()
-        layers.append(_Standardize(source.center, source.lengthscale.detach()))
+        layers.append(
+            _Standardize(source.center.to(source.raw_lengthscale), source.lengthscale.detach())
+        )
         size = in_features
         for activation in self.activations:
             linear = nn.Linear(size, width, bias=False).to(source.raw_lengthscale)

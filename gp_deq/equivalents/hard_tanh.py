@@ -37,7 +37,10 @@ class HardTanh(Hermite):
 
     def __init__(self, a: float, c: float, degree: int = 256) -> None:
         self.a, self.c = float(a), float(c)
-        super().__init__(lambda u: self.a * u.clamp(-self.c, self.c), degree, abs(self.a))
+        super().__init__(self._clip, degree, abs(self.a))
+
+    def _clip(self, u: Tensor) -> Tensor:
+        return self.a * u.clamp(-self.c, self.c)
 
     def _integrate(self, root: Tensor) -> tuple[Tensor, Tensor]:
         wide = root.double()
@@ -56,7 +59,9 @@ class HardTanh(Hermite):
             for k in range(2, self.degree + 3)
         ]
         slopes = torch.cat(slope, -1)[..., : self.degree + 2]
-        slopes = torch.where(wide == 0, self.a * (torch.arange(self.degree + 2) == 0), slopes)
+        slopes = torch.where(
+            wide == 0, self.a * (torch.arange(self.degree + 2, device=root.device) == 0), slopes
+        )
         divisor = torch.arange(1, self.degree + 1, dtype=torch.float64, device=root.device).sqrt()
         value = torch.cat([zero, wide * slopes[..., : self.degree] / divisor], -1)
         return value.to(root.dtype), slopes.to(root.dtype)
