@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gp_deq.benchmarks.mnist import SCALINGS, load_mnist
 from gp_deq.benchmarks.runs import Row
-from gp_deq.equivalents import HighDimensionalDEQKernel, centered_kernel, spectrum
+from gp_deq.equivalents import spectrum
 from gp_deq.kernels import DEQNNGPKernel, DEQNTKKernel
 
 try:
@@ -91,6 +91,17 @@ class Comparison(Row):
     keys = ("inputs", "activation", "size", "seed")
 
 
+K = TypeVar("K", DEQNNGPKernel, DEQNTKKernel)
+
+
+def _scaled(kernel: K, num_dims: int) -> K:
+    kernel = kernel.double()
+    kernel.weight_variance = _WEIGHT_VARIANCE
+    kernel.lengthscale = (num_dims * (1 - _WEIGHT_VARIANCE)) ** -0.5
+    kernel.bias_variance = 0.0
+    return kernel
+
+
 def deq_kernel(activation: str, num_dims: int) -> DEQNNGPKernel:
     r"""The DEQ kernel with :math:`b = (1 - w) X X^\top`.
 
@@ -98,11 +109,7 @@ def deq_kernel(activation: str, num_dims: int) -> DEQNNGPKernel:
         activation: Its name.
         num_dims: Of an input; the kernel divides by it.
     """
-    kernel = DEQNNGPKernel(activation).double()
-    kernel.weight_variance = _WEIGHT_VARIANCE
-    kernel.lengthscale = (num_dims * (1 - _WEIGHT_VARIANCE)) ** -0.5
-    kernel.bias_variance = 0.0
-    return kernel
+    return _scaled(DEQNNGPKernel(activation), num_dims)
 
 
 def mixture(dimension: int, seed: int) -> Tensor:
@@ -137,25 +144,6 @@ def inputs(name: str, size: int, seed: int) -> Tensor:
     return chosen / chosen.square().sum(-1).mean().sqrt()
 
 
-def _norm(matrix: Tensor) -> float:
-    return torch.linalg.eigvalsh(matrix).abs().max().item()
-
-
-@torch.no_grad()
-def _compare_tangent(kernel: DEQNNGPKernel, X: Tensor) -> tuple[float, float]:
-    """Norm of the tangent kernel's matrix, and distance of its equivalent."""
-    activation = centered_kernel(kernel, X).activation
-    tangent = DEQNTKKernel(activation, trained="recurrent").double()
-    equivalent = HighDimensionalDEQKernel(kernel.activation, tangent=True).double()
-    for other in (tangent, equivalent):
-        other.weight_variance = kernel.weight_variance
-        other.lengthscale = kernel.lengthscale
-        other.bias_variance = 0.0
-    equivalent.set_reference(X)
-    exact = tangent(X).to_dense()
-    return _norm(exact), _norm(equivalent(X).to_dense() - exact)
-
-
 def compare(name: str, activation: str, size: int, seed: int) -> Comparison:
     """Compare a DEQ kernel and its tangent kernel with their equivalents.
 
@@ -167,8 +155,9 @@ def compare(name: str, activation: str, size: int, seed: int) -> Comparison:
     """
     torch.set_num_threads(1)
     X = inputs(name, size, seed)
-    kernel = deq_kernel(activation, X.shape[-1])
-    found = spectrum(kernel, X)
+    num_dims = X.shape[-1]
+    found = spectrum(deq_kernel(activation, num_dims), X)
+    tangent = spectrum(_scaled(DEQNTKKernel(activation, trained="recurrent"), num_dims), X)
     squares = X.square().sum(-1)
     return Comparison(
         name,
@@ -179,7 +168,8 @@ def compare(name: str, activation: str, size: int, seed: int) -> Comparison:
         found.norm,
         found.equivalent_error,
         found.explicit_error,
-        *_compare_tangent(kernel, X),
+        tangent.norm,
+        tangent.equivalent_error,
     )
 
 

@@ -103,7 +103,7 @@ def test_wide_networks_have_the_limiting_kernels(
         found = classification._network(features, kernel, x, 4000)(x.float()).double()
         limit = classification._limit(features, kernel, x)(x).to_dense()
     error = torch.linalg.matrix_norm(found @ found.mT - limit, 2)
-    assert error < 0.1 * torch.linalg.matrix_norm(limit, 2)
+    assert error < 0.2 * torch.linalg.matrix_norm(limit, 2)
     if features == "matched":
         assert torch.allclose(limit, match_explicit(kernel, x).kernel()(x).to_dense())
     if features == "equilibrium":
