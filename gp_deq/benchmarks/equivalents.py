@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from gp_deq.benchmarks import equivalents_classification as classification
@@ -30,6 +30,13 @@ except ImportError as error:
 
 __all__ = ["main"]
 
+_DISPLAY = {
+    "display.width": 160,
+    "display.max_rows": None,
+    "display.max_columns": None,
+    "display.float_format": "{:.4g}".format,
+}
+
 
 def _compare(options: argparse.Namespace, names: Sequence[str]) -> list[spectra.Comparison]:
     seeds = range(options.seeds)
@@ -45,10 +52,10 @@ def _compare(options: argparse.Namespace, names: Sequence[str]) -> list[spectra.
 
 def _mixture(options: argparse.Namespace) -> None:
     comparisons = _compare(options, ["mixture"])
-    print(spectra.summarize(comparisons).round(4))
+    print(spectra.summarize(comparisons))
     if len(set(options.sizes)) > 1:
-        print("\nslopes of the log of the mean relative error against log p")
-        print(spectra.slopes(comparisons).round(3))
+        print("\nslopes of the logs of mean spread and mean relative errors against log p")
+        print(spectra.slopes(comparisons))
     figure = Figure(figsize=(9, 4), layout="constrained")
     spectra.draw_errors(comparisons, figure)
     save_figure(figure, options.output)
@@ -56,7 +63,7 @@ def _mixture(options: argparse.Namespace) -> None:
 
 def _mnist(options: argparse.Namespace) -> None:
     comparisons = _compare(options, options.scalings)
-    print(spectra.summarize(comparisons).round(4))
+    print(spectra.summarize(comparisons))
     shape = 4 * len(options.scalings) + 0.5, 3.4 * len(options.activations) + 0.3
     figure = Figure(figsize=shape, layout="constrained")
     spectra.draw_spectra(comparisons, figure)
@@ -81,7 +88,7 @@ def _classification(options: argparse.Namespace) -> None:
         "classifiers",
         options.jobs,
     )
-    print(classification.summarize(scores).round(4))
+    print(classification.summarize(scores))
     figure = Figure(figsize=(9, 7), layout="constrained")
     classification.draw(scores, figure)
     save_figure(figure, options.output)
@@ -124,9 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "--scalings", nargs="+", default=list(SCALINGS), choices=list(SCALINGS)
             )
     options = parser.parse_args(arguments)
-    with pd.option_context(
-        "display.width", 160, "display.max_rows", None, "display.max_columns", None
-    ):
+    with pd.option_context(*chain(*_DISPLAY.items())):
         options.run(options)
 
 

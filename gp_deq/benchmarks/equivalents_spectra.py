@@ -8,7 +8,10 @@ theorems: two classes :math:`k = 0, 1` of :math:`n/2` inputs each, :math:`n = 0.
 
 for which the errors are to fall like :math:`p^{-1/2}`. Images of digits do not: their squared norms
 spread (unless each is divided by its own) and their covariance has few directions, however many
-there are. They measure where the equivalents stop to be of use.
+pixels they have. They measure where the equivalents stop to be of use. In both, the spread of the
+squared norms is told with the errors: :math:`\bar G` has one slope
+:math:`\operatorname E\varphi'` for all inputs, where that of activations other than (leaky) ReLU
+depends on the norm of each.
 
 Throughout :math:`b = \sigma_b^2 X X^\top` with :math:`\sigma_b^2 = 1 - w` and :math:`w = 0.2`.
 """
@@ -206,19 +209,17 @@ def summarize(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def slopes(comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """Slopes of the logarithm of the mean relative errors against that of the size.
+    """Slopes of the logarithms of spread and relative errors against that of the size.
 
     Args:
         comparisons: Of two sizes or more.
     """
+    names = {"spread": "spread of squared norms", **ERRORS}
     means = _frame(comparisons).groupby(["inputs", "activation", "size"], sort=False)
-    means = means[list(ERRORS)].mean().reset_index("size")
+    means = np.log(means[list(names)].mean().reset_index("size"))
     return means.groupby(["inputs", "activation"], sort=False).apply(
         lambda table: pd.Series(
-            {
-                ERRORS[name]: np.polyfit(np.log(table["size"]), np.log(table[name]), 1)[0]
-                for name in ERRORS
-            }
+            {label: np.polyfit(table["size"], table[name], 1)[0] for name, label in names.items()}
         )
     )
 
@@ -239,7 +240,7 @@ def draw_errors(comparisons: Sequence[Comparison], figure: Figure) -> None:
             axes.plot(table["size"], table[name], ".", color=color, markersize=4, alpha=0.5)
             axes.plot(means.index, means[name], color=color, label=label)
         guide = means["equivalent"].iloc[0] * (means.index / means.index[0]) ** -0.5
-        axes.plot(means.index, guide, "k:", label=r"$p^{-1/2}$")
+        axes.plot(means.index, guide, "k:", label=r"slope $-1/2$")
         axes.set(xscale="log", yscale="log", title=activation, xlabel="dimension p, n = 0.8 p")
         axes.set_xticks(means.index, [str(size) for size in means.index])
         axes.minorticks_off()
