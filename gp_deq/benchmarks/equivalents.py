@@ -89,7 +89,7 @@ def _classification(options: argparse.Namespace) -> None:
         options.jobs,
     )
     print(classification.summarize(scores))
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure = Figure(figsize=(9, 9.5), layout="constrained")
     classification.draw(scores, figure)
     save_figure(figure, options.output)
 

@@ -11,7 +11,8 @@ spread (unless each is divided by its own) and their covariance has few directio
 pixels they have. They measure where the equivalents stop to be of use. In both, the spread of the
 squared norms is told with the errors: :math:`\bar G` has one slope
 :math:`\operatorname E\varphi'` for all inputs, where that of activations other than (leaky) ReLU
-depends on the norm of each.
+depends on the norm of each, and the last term of the equivalents of ReLU is negative for inputs of
+large norm, so that they can have negative eigenvalues.
 
 Throughout :math:`b = \sigma_b^2 X X^\top` with :math:`\sigma_b^2 = 1 - w` and :math:`w = 0.2`.
 """
@@ -269,6 +270,9 @@ def draw_spectra(comparisons: Sequence[Comparison], figure: Figure) -> None:
     for row, (activation, chosen) in zip(grid, panels.items(), strict=True):
         for axes, c in zip(row, chosen.values()):
             X = inputs(c.inputs, c.size, c.seed)
-            spectrum(deq_kernel(activation, X.shape[-1]), X).draw(axes)
+            found = spectrum(deq_kernel(activation, X.shape[-1]), X)
+            found.draw(axes)
+            # an equivalent's smallest eigenvalues may be near zero, or less
+            axes.set_ylim(bottom=0.3 * found.exact[-1].item())
             axes.set_title(f"{activation}, {c.inputs}: squared norms 1 ± {c.spread:.2f}")
             axes.grid(alpha=0.2)

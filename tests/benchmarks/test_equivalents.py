@@ -136,6 +136,10 @@ def test_digits_are_recognised(features: str, width: int, images: Path) -> None:
     score = run(SMALL, "relu", features, width, 0)
     assert score.accuracy > 0.8
     assert run(SMALL, "relu", features, width, 0).accuracy == score.accuracy
+    if width == 0:  # equal, matched, and not matched
+        bounds = {"equilibrium": (0, 1e-12), "matched": (1e-7, 1e-3), "one layer": (0.02, 1)}
+        low, high = bounds[features]
+        assert low <= score.distance <= high
 
 
 @pytest.mark.parametrize(
