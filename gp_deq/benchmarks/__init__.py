@@ -9,6 +9,8 @@ module                 command
 ``demo``               ``gp-deq demo``
 ``depth``              ``python -m gp_deq.benchmarks.depth``, which draws
                        ``docs/figures/depth_collapse.png``
+``equivalents``        ``python -m gp_deq.benchmarks.equivalents``, which draws
+                       ``docs/figures/equivalents-*.png``
 ``speed``              ``gp-deq benchmark speed``
 =====================  ===================================================================
 """
