@@ -22,7 +22,7 @@ from .operator import EquivalentLinearOperator
 __all__ = ["HighDimensionalDEQKernel", "equivalent_kernel"]
 
 #: Standard deviation of the squared norms, relative to their mean, beyond which to warn.
-_WIDE_SPREAD = 0.5
+_WIDE_SPREAD = 0.25
 
 
 class HighDimensionalDEQKernel(EquilibriumKernel):
@@ -100,7 +100,7 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
             ValueError: they are not ``n x d`` with finite entries.
 
         Warns:
-            NumericalWarning: their squared norms vary by more than half of their mean.
+            NumericalWarning: their squared norms vary by more than a quarter of their mean.
         """
         if inputs.dim() != 2 or not inputs.numel() or not bool(inputs.isfinite().all()):
             raise ValueError(
