@@ -23,7 +23,6 @@ from gp_deq.equivalents import (
     high_dimensional_coefficients,
 )
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:The squared norms")
 
 

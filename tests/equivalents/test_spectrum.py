@@ -11,7 +11,6 @@ from torch import Tensor
 from gp_deq import DEQNNGPKernel, DEQNTKKernel
 from gp_deq.equivalents import centered_kernel, equivalent_kernel, spectrum
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:The squared norms")
 
 
