@@ -15,6 +15,7 @@ from linear_operator.operators import (
 )
 from torch import Tensor
 
+from ..activations.pair_covariance import safe_sqrt
 from .squared_gram import squared_gram_matmul
 
 __all__ = ["EquivalentLinearOperator"]
@@ -157,8 +158,8 @@ class EquivalentLinearOperator(LinearOperator):
         rows, columns = rows[order], columns[order]
         products = coordinates[..., rows] * coordinates[..., columns] * 2**0.5
         quadratic = torch.cat([coordinates.square() @ mean, products], -1)
-        roots = self._weight(0).sqrt(), self._weight(1).sqrt(), self._weight(2).sqrt()
-        return torch.cat([roots[0] * self.z1, roots[1] * self.chi1, roots[2] * quadratic], -1)
+        parts = (self.z1, self.chi1, quadratic)
+        return torch.cat([safe_sqrt(self._weight(i)) * part for i, part in enumerate(parts)], -1)
 
     def _with(self, **changes: Tensor | None) -> EquivalentLinearOperator:
         names = ("z1", "z2", "chi1", "chi2", "weights", "delta")

@@ -158,11 +158,13 @@ def _condition(matrix: Tensor, preconditioner: Tensor) -> float:
     return (values[-1] / values[0]).item()
 
 
-@pytest.mark.parametrize("kind", ["even", "decaying"])
+@pytest.mark.parametrize("kind", ["even", "decaying", "linear"])
 def test_marginal_likelihood_by_conjugate_gradients(kind: str) -> None:
     """Quadratic form, log determinant and gradients against those of the dense matrix."""
-    matrix = _spread(kind)
-    y = torch.randn(600, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    matrix = _spread(kind, count=300)
+    if kind == "linear":  # as of an odd activation
+        matrix = matrix._with(weights=matrix.weights * torch.tensor([1.0, 0.0, 0.0]))
+    y = torch.randn(300, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def loss(dense: bool) -> tuple[Tensor, Tensor, Tensor]:
         weights = matrix.weights.clone().requires_grad_()
@@ -182,13 +184,13 @@ def test_marginal_likelihood_by_conjugate_gradients(kind: str) -> None:
     with (
         settings.max_cholesky_size(1),
         settings.min_preconditioning_size(1),
-        settings.cg_tolerance(1e-8),
+        settings.cg_tolerance(1e-4),
         settings.num_trace_samples(400),
         settings.max_lanczos_quadrature_iterations(60),
     ):
         value, weights, delta = loss(dense=False)
     exact, exact_weights, exact_delta = loss(dense=True)
-    # 400 probes: the determinant's standard error is of the order of (n / 400)^(1/2) = 1.2
-    assert abs(value - exact) < 6
+    # 400 probes: the determinant's standard error is of the order of (n / 400)^(1/2)
+    assert abs(value - exact) < 4
     assert torch.allclose(weights, exact_weights, rtol=0.05)
     assert torch.allclose(delta.sum(), exact_delta.sum(), rtol=0.05)
