@@ -27,25 +27,40 @@ __all__ += ["high_dimensional_coefficients"]
 
 
 class Moments(NamedTuple):
-    r"""Gaussian expectations of a centred activation at :math:`\tau z`, each a scalar tensor.
+    r"""Gaussian expectations of an activation at :math:`\tau z`, each of the shape of ``tau``.
 
     With :math:`\tilde\varphi = \varphi - \operatorname E\varphi(\tau z)`:
 
     Args:
         mean: :math:`\operatorname E\varphi`.
         variance: :math:`\operatorname E\tilde\varphi^2`.
-        g1: :math:`(\operatorname E\varphi')^2`.
-        g2: :math:`(\operatorname E\varphi'')^2`.
-        g4: :math:`\operatorname E(\tilde\varphi^2)''`.
-        slope: :math:`\operatorname E\varphi'^2`.
+        slope: :math:`\operatorname E\varphi'`.
+        curvature: :math:`\operatorname E\varphi''`.
+        square_slope: :math:`\operatorname E\varphi'^2`.
+        square_curvature: :math:`\operatorname E(\tilde\varphi^2)''`.
     """
 
     mean: Tensor
     variance: Tensor
-    g1: Tensor
-    g2: Tensor
-    g4: Tensor
     slope: Tensor
+    curvature: Tensor
+    square_slope: Tensor
+    square_curvature: Tensor
+
+    @property
+    def g1(self) -> Tensor:
+        r""":math:`(\operatorname E\varphi')^2`."""
+        return self.slope.square()
+
+    @property
+    def g2(self) -> Tensor:
+        r""":math:`(\operatorname E\varphi'')^2`."""
+        return self.curvature.square()
+
+    @property
+    def g4(self) -> Tensor:
+        r""":math:`\operatorname E(\tilde\varphi^2)''`."""
+        return self.square_curvature
 
 
 def gaussian_moments(activation: Activation, tau: Tensor) -> Moments:
@@ -58,28 +73,29 @@ def gaussian_moments(activation: Activation, tau: Tensor) -> Moments:
 
     Args:
         activation: Defined by its ``__call__``.
-        tau: Positive, a scalar tensor.
+        tau: Positive, of any shape.
 
     Raises:
         ValueError: an expectation is not finite.
     """
     wide = tau.double()
-    nodes, table = gaussian_quadrature(2, panel_halvings(wide.reshape(1, 1)), wide.device)
-    value, slope = value_and_slope(activation, wide * nodes)
-    first = value @ table  # E phi h_k, h_2 = (z^2 - 1) / sqrt 2
-    centred = value - first[0]
-    second = centred.square() @ table
+    nodes, table = gaussian_quadrature(2, panel_halvings(wide), wide.device)
+    value, slope = value_and_slope(activation, wide.unsqueeze(-1) * nodes)
+    # E phi h_k with h_1 = z and h_2 = (z^2 - 1) / sqrt 2
+    mean, first, second = (value @ table).unbind(-1)
+    square = (value - mean.unsqueeze(-1)).square() @ table
     root2 = 2**0.5
     moments = Moments(
-        first[0],
-        second[0],
-        (first[1] / wide).square(),
-        (root2 * first[2] / wide.square()).square(),
-        root2 * second[2] / wide.square(),
+        mean,
+        square[..., 0],
+        first / wide,
+        root2 * second / wide.square(),
         slope.square() @ table[:, 0],
+        root2 * square[..., 2] / wide.square(),
     )
-    if not all(bool(moment.isfinite()) for moment in moments):
-        raise ValueError(f"{activation!r} has an infinite Gaussian expectation at {tau.item():g}.")
+    if not all(bool(moment.isfinite().all()) for moment in moments):
+        largest = tau.max().item()
+        raise ValueError(f"{activation!r} has an infinite Gaussian expectation up to {largest:g}.")
     return Moments(*(moment.to(tau.dtype) for moment in moments))
 
 
@@ -213,7 +229,7 @@ def high_dimensional_coefficients(
     for name, value in (("input_variance", unit), ("tau0", tau0)):
         if not (bool(value > 0) and bool(value.isfinite())):
             raise ValueError(f"{name} must be positive, got {value.item():g}.")
-    tau = _variance(activation, weight, unit * tau0.square()).sqrt()
+    tau = equilibrium_scale(activation, weight, unit * tau0.square())
     moments = gaussian_moments(activation, tau)
     gap = 1 - weight * moments.g1
     alpha_1 = moments.g1 / gap
@@ -231,27 +247,47 @@ def high_dimensional_coefficients(
         beta_1,
         alpha_2 / gap,
         (alpha_3 + beta_1 * weight * moments.g2 * (1 + weight * alpha_1)) / gap,
-        (moments.variance / (1 - weight * moments.slope)).sqrt(),
+        (moments.variance / (1 - weight * moments.square_slope)).sqrt(),
         unit,
     )
 
 
-def _variance(activation: Activation, weight: Tensor, injected: Tensor) -> Tensor:
-    r"""The root of :math:`v = w \operatorname E\tilde\varphi^2(\sqrt v z) + \beta_0`."""
+def equilibrium_scale(
+    activation: Activation, weight: Tensor, injected: Tensor, constant: Tensor | None = None
+) -> Tensor:
+    r"""Root of the variance of the pre-activations, :math:`\tau`.
 
-    def excess(v: Tensor, weight: Tensor, injected: Tensor) -> tuple[Tensor, Tensor]:
+    :math:`\tau^2 = w \operatorname E(\varphi(\tau z) - c)^2 + b`, by Newton's method in a bracket.
+
+    Args:
+        activation: The activation.
+        weight: ``w``, a scalar.
+        injected: ``b``, of any shape.
+        constant: ``c``, a scalar. Default: the mean of the activation at :math:`\tau`.
+
+    Warns:
+        ConvergenceWarning: the step did not come below the tolerance.
+    """
+    parameters = (weight, injected) if constant is None else (weight, injected, constant)
+
+    def excess(
+        v: Tensor, weight: Tensor, injected: Tensor, constant: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         moments = gaussian_moments(activation, v.sqrt())
         # the derivative of a Gaussian expectation by its variance is half that of the second
-        # derivative; the mean is subtracted at each v anew, which does not show in its first order
-        value = v - weight * moments.variance - injected
-        return value, 1 - weight * moments.g4 / 2
+        # derivative; a mean that is subtracted at each v anew does not show in the first order
+        square, bend = moments.variance, moments.square_curvature / 2
+        if constant is not None:
+            offset = moments.mean - constant
+            square, bend = square + offset.square(), bend + offset * moments.curvature
+        return v - weight * square - injected, 1 - weight * bend
 
     with torch.no_grad():
         lower, upper = injected.clone(), 2 * injected
-        while bool(excess(upper, weight, injected)[0] < 0):
-            lower, upper = upper, 2 * upper
+        while bool((short := excess(upper, *parameters)[0] < 0).any()):
+            lower, upper = torch.where(short, upper, lower), torch.where(short, 2 * upper, upper)
         root = newton(
-            lambda v: excess(v, weight, injected),
+            lambda v: excess(v, *parameters),
             upper,
             lower,
             upper,
@@ -267,4 +303,4 @@ def _variance(activation: Activation, weight: Tensor, injected: Tensor) -> Tenso
             ConvergenceWarning,
             stacklevel=3,
         )
-    return implicit_root(root, excess, weight, injected)
+    return implicit_root(root, excess, *parameters).sqrt()

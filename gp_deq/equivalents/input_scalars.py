@@ -1,0 +1,105 @@
+r"""The high-dimensional expansion of a DEQ kernel, with scalars of each input.
+
+Between two inputs whose pre-activations have the variances :math:`\tau_i^2` and :math:`\tau_j^2` and
+a small covariance :math:`\Sigma_{ij}`, Mehler's formula gives
+
+.. math::
+    G_{ij} = m_i m_j + s_i s_j \Sigma_{ij} + \tfrac12 h_i h_j \Sigma_{ij}^2 + \dots, \qquad
+    m = \operatorname E\varphi - c, \quad s = \operatorname E\varphi', \quad
+    h = \operatorname E\varphi'' \quad\text{at } \tau_i z .
+
+Put :math:`\Sigma = wG + b` in and write :math:`1/(1 - w s_i s_j) \approx u_i u_j` with
+:math:`u_i = (1 - w s_i^2)^{-1/2}`, which is exact for equal norms and else wrong in second order:
+
+.. math::
+    G_{ij} \approx (um)_i (um)_j + (us)_i (us)_j\, b_{ij}
+        + \tfrac12 (u^3h)_i (u^3h)_j\, b_{ij}^2 .
+
+Likewise :math:`K = G + wPK` with :math:`P_{ij} \approx s_i s_j + h_i h_j\Sigma_{ij}`. At equal norms
+these are the equivalents of Ling et al. (2024) [Ling2024]_; at unequal ones the terms are right to a
+higher order, and the diagonal of the exact kernel is never less than theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..activations import Activation
+from ..equilibrium.chebyshev import chebyshev
+from .coefficients import equilibrium_scale, gaussian_moments
+
+__all__ = ["InputScalars", "input_scalars"]
+
+#: Squared norms below this share of the mean one count as that share.
+_SMALLEST = 1e-8
+
+
+class InputScalars(NamedTuple):
+    r"""Scalars of the inputs, each of their number.
+
+    Args:
+        mean: Of the constant term: a pair has the product.
+        slope: Of :math:`b_{ij}`.
+        curvature: Of :math:`b_{ij}^2`.
+        diagonal: The kernel of an input with itself.
+    """
+
+    mean: Tensor
+    slope: Tensor
+    curvature: Tensor
+    diagonal: Tensor
+
+
+def input_scalars(
+    activation: Activation, weight: Tensor, level: Tensor, injected: Tensor, tangent: bool
+) -> InputScalars:
+    r"""The scalars, interpolated from Chebyshev nodes in the logarithm of the injected variance.
+
+    Args:
+        activation: Its mean at the scale of ``level`` is subtracted.
+        weight: Weight variance, a scalar.
+        level: Injected variance of the inputs for which the mean is taken, a scalar.
+        injected: Injected variances, ``n``.
+        tangent: Of the tangent kernel of the recurrent weights instead of the covariance.
+    """
+    constant = gaussian_moments(activation, equilibrium_scale(activation, weight, level)).mean
+    logs = (injected / level).clamp_min(_SMALLEST).log().double()
+    ends = logs.detach().aminmax() if logs.numel() else (logs.new_zeros(()),) * 2
+    middle, half = (ends[0] + ends[1]) / 2, ((ends[1] - ends[0]) / 2).clamp_min(0.01)
+    # analytic in a strip of the logarithm, so that this many nodes reach rounding
+    count = math.ceil(40 / math.asinh(math.pi / 4 / half.item())) + 4
+    nodes, transform, _ = (value.to(logs.device) for value in chebyshev(count))
+    at_nodes = _scalars(
+        activation, weight, level * (middle + half * nodes).exp().to(level), constant, tangent
+    )
+    series = transform.mT @ torch.stack(at_nodes, -1).double()
+    position = (logs - middle) / half
+    previous, current = torch.ones_like(position), position
+    total = torch.outer(previous, series[0]) + torch.outer(current, series[1])
+    for row in series[2:]:
+        previous, current = current, 2 * position * current - previous
+        total = total + torch.outer(current, row)
+    return InputScalars(*total.to(injected.dtype).unbind(-1))
+
+
+def _scalars(
+    activation: Activation, weight: Tensor, injected: Tensor, constant: Tensor, tangent: bool
+) -> InputScalars:
+    tau = equilibrium_scale(activation, weight, injected, constant)
+    moments = gaussian_moments(activation, tau)
+    mean, slope, curvature = moments.mean - constant, moments.slope, moments.curvature
+    diagonal = moments.variance + mean.square()
+    gain = (1 - weight * slope.square()).rsqrt()
+    if not tangent:
+        return InputScalars(gain * mean, gain * slope, gain**3 * curvature / 2**0.5, diagonal)
+    both = (0.5 + weight * slope.square()).sqrt()
+    return InputScalars(
+        gain**2 * mean,
+        gain**2 * slope,
+        gain**4 * curvature * both,
+        diagonal / (1 - weight * moments.square_slope),
+    )
