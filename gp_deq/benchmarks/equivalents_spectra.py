@@ -9,10 +9,10 @@ theorems: two classes :math:`k = 0, 1` of :math:`n/2` inputs each, :math:`n = 0.
 for which the errors are to fall like :math:`p^{-1/2}`. Images of digits do not: their squared norms
 spread (unless each is divided by its own) and their covariance has few directions, however many
 pixels they have. They measure where the equivalents stop to be of use. In both, the spread of the
-squared norms is told with the errors: :math:`\bar G` has one slope
-:math:`\operatorname E\varphi'` for all inputs, where that of activations other than (leaky) ReLU
-depends on the norm of each, and the last term of the equivalents of ReLU is negative for inputs of
-large norm, so that they can have negative eigenvalues.
+squared norms is told with the errors.
+
+Compared are the kernel of this package, whose scalars are those of each input, the form of the
+theory, with the scalars of the mean norm for all, and the kernel of the matched network.
 
 Throughout :math:`b = \sigma_b^2 X X^\top` with :math:`\sigma_b^2 = 1 - w` and :math:`w = 0.2`.
 """
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gp_deq.benchmarks.mnist import SCALINGS, load_mnist
 from gp_deq.benchmarks.runs import Row
-from gp_deq.equivalents import spectrum
+from gp_deq.equivalents import centered_kernel, equivalent_kernel, spectrum
 from gp_deq.kernels import DEQNNGPKernel, DEQNTKKernel
 
 try:
@@ -58,10 +58,15 @@ _WEIGHT_VARIANCE = 0.2
 
 #: Relative errors of a comparison, with what they are the errors of.
 ERRORS = {
-    "equivalent": "equivalent of G",
-    "tangent": "equivalent of K (NTK)",
+    "mean_norm": "equivalent of G, scalars of the mean norm",
+    "tangent_mean_norm": "equivalent of K (NTK), scalars of the mean norm",
+    "equivalent": "equivalent of G, scalars of each input",
+    "tangent": "equivalent of K, scalars of each input",
     "explicit": "matched network's G",
 }
+
+
+_COLORS = ("C7", "C3", "C0", "C2", "C1")
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,11 @@ class Comparison(Row):
         spread: Standard deviation of the inputs' squared norms, over their mean.
         norm: Spectral norm of the exact matrix G.
         equivalent_error: Spectral norm of the equivalent less G.
+        mean_norm_error: That of the equivalent with the scalars of the mean norm less G.
         explicit_error: That of the matched network's matrix less G; NaN without a match.
         tangent_norm: Spectral norm of the tangent kernel's matrix K, of the recurrent weights.
         tangent_error: Spectral norm of its equivalent less K.
+        tangent_mean_norm_error: That of the equivalent with the scalars of the mean norm less K.
     """
 
     inputs: str
@@ -88,9 +95,11 @@ class Comparison(Row):
     spread: float
     norm: float
     equivalent_error: float
+    mean_norm_error: float
     explicit_error: float
     tangent_norm: float
     tangent_error: float
+    tangent_mean_norm_error: float
 
     keys = ("inputs", "activation", "size", "seed")
 
@@ -160,8 +169,9 @@ def compare(name: str, activation: str, size: int, seed: int) -> Comparison:
     torch.set_num_threads(1)
     X = inputs(name, size, seed)
     num_dims = X.shape[-1]
-    found = spectrum(deq_kernel(activation, num_dims), X)
-    tangent = spectrum(_scaled(DEQNTKKernel(activation, trained="recurrent"), num_dims), X)
+    kernel = deq_kernel(activation, num_dims)
+    tangent_kernel = _scaled(DEQNTKKernel(activation, trained="recurrent"), num_dims)
+    found, tangent = spectrum(kernel, X), spectrum(tangent_kernel, X)
     squares = X.square().sum(-1)
     return Comparison(
         name,
@@ -171,10 +181,31 @@ def compare(name: str, activation: str, size: int, seed: int) -> Comparison:
         (squares.std() / squares.mean()).item(),
         found.norm,
         found.equivalent_error,
+        _mean_norm_error(kernel, X),
         found.explicit_error,
         tangent.norm,
         tangent.equivalent_error,
+        _mean_norm_error(tangent_kernel, X),
     )
+
+
+@torch.no_grad()
+def _mean_norm_error(kernel: DEQNNGPKernel | DEQNTKKernel, X: Tensor) -> float:
+    r"""Distance of the exact matrix from the theory's form without labels.
+
+    :math:`\alpha_1 b + \alpha_2\chi\chi^\top + \alpha_3(b \circ b - \mathrm{diag}(b_{ii}^2)) +
+    (\gamma^2 - \beta_0\alpha_1) I`, or :math:`\beta` and :math:`\kappa` for a tangent kernel.
+    """
+    equivalent = equivalent_kernel(kernel, X)
+    found, level = equivalent.coefficients(), equivalent.level()
+    first, second, third, whole = found.alpha_1, found.alpha_2, found.alpha_3, found.gamma
+    if isinstance(kernel, DEQNTKKernel):
+        first, second, third, whole = found.beta_1, found.beta_2, found.beta_3, found.kappa
+    b = (1 - _WEIGHT_VARIANCE) * X @ X.mT
+    chi = b.diagonal() - level
+    form = first * b + second * torch.outer(chi, chi) + third * b.square()
+    form.diagonal().add_(whole.square() - level * first - third * b.diagonal().square())
+    return torch.linalg.matrix_norm(centered_kernel(kernel, X)(X).to_dense() - form, 2).item()
 
 
 def _frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
@@ -182,7 +213,9 @@ def _frame(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     table = pd.DataFrame([vars(comparison) for comparison in comparisons])
     table["equivalent"] = table.equivalent_error / table.norm
     table["explicit"] = table.explicit_error / table.norm
+    table["mean_norm"] = table.mean_norm_error / table.norm
     table["tangent"] = table.tangent_error / table.tangent_norm
+    table["tangent_mean_norm"] = table.tangent_mean_norm_error / table.tangent_norm
     return table
 
 
@@ -196,15 +229,16 @@ def summarize(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     return groups.agg(
         spread=("spread", "mean"),
         G=("norm", "mean"),
+        mean_norm=("mean_norm_error", "mean"),
+        mean_norm_sd=("mean_norm_error", "std"),
         error=("equivalent_error", "mean"),
         sd=("equivalent_error", "std"),
         network=("explicit_error", "mean"),
         K=("tangent_norm", "mean"),
+        K_mean_norm=("tangent_mean_norm_error", "mean"),
+        K_mean_norm_sd=("tangent_mean_norm_error", "std"),
         K_error=("tangent_error", "mean"),
         K_sd=("tangent_error", "std"),
-        rel_error=("equivalent", "mean"),
-        rel_network=("explicit", "mean"),
-        rel_K_error=("tangent", "mean"),
         seeds=("seed", "count"),
     )
 
@@ -237,10 +271,10 @@ def draw_errors(comparisons: Sequence[Comparison], figure: Figure) -> None:
     for axes, activation in zip(panels, activations, strict=True):
         table = _frame([c for c in comparisons if c.activation == activation])
         means = table.groupby("size")[list(ERRORS)].mean()
-        for color, (name, label) in zip(("C0", "C2", "C1"), ERRORS.items(), strict=True):
+        for color, (name, label) in zip(_COLORS, ERRORS.items(), strict=True):
             axes.plot(table["size"], table[name], ".", color=color, markersize=4, alpha=0.5)
             axes.plot(means.index, means[name], color=color, label=label)
-        guide = means["equivalent"].iloc[0] * (means.index / means.index[0]) ** -0.5
+        guide = means["mean_norm"].iloc[0] * (means.index / means.index[0]) ** -0.5
         axes.plot(means.index, guide, "k:", label=r"slope $-1/2$")
         axes.set(xscale="log", yscale="log", title=activation, xlabel="dimension p, n = 0.8 p")
         axes.set_xticks(means.index, [str(size) for size in means.index])

@@ -54,9 +54,12 @@ def load_mnist() -> Images:
             f"with {_FILES[0]} or with {_FILES[1]}, a copy of {_URL} ({state})."
         )
     with np.load(path) as arrays:
-        x = [torch.from_numpy(arrays[f"x_{part}"]).flatten(1) / 255.0 for part in ("train", "test")]
+        x = [
+            torch.from_numpy(arrays[f"x_{part}"]).flatten(1).double() / 255
+            for part in ("train", "test")
+        ]
         y = [torch.from_numpy(arrays[f"y_{part}"]).long() for part in ("train", "test")]
-    return Images(x[0].double(), y[0], x[1].double(), y[1])
+    return Images(x[0], y[0], x[1], y[1])
 
 
 def _standard(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..activations import Activation
+from ..activations import Activation, PairCovariance
 from ..activations.hermite import gaussian_quadrature, panel_halvings
 from ..activations.pair_covariance import safe_sqrt
 
@@ -62,6 +62,12 @@ class Centered(Activation):
         means = features1[..., -1:] + features2[..., -1:].mT
         value = value - self.constant * means + self.constant**2
         return self.scale**2 * value, self.scale**2 * slope
+
+    def dual(self, pair: PairCovariance) -> PairCovariance:
+        """See :meth:`~gp_deq.activations.Activation.dual`; a constant leaves distances alone."""
+        sqdist = self.scale**2 * self.activation.dual(pair).sqdist
+        var1, var2 = self.diagonal(pair.var1), self.diagonal(pair.var2)
+        return PairCovariance(var1, var2, sqdist, var1 - var2)
 
     def variance_slopes(
         self, features1: Tensor, features2: Tensor, sqdist: Tensor

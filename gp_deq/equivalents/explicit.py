@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..activations import Activation, LeakyReLU, PairCovariance
+from ..activations import Activation, LeakyReLU, PairCovariance, get_activation
 from ..equilibrium import SolverMonitor
 from ..kernels import DEQNNGPKernel
 from ..kernels._base import NeuralKernel
@@ -32,7 +33,7 @@ class ExplicitKernel(NeuralKernel):
     G_l(\Sigma_l)`; the value is the last.
 
     Args:
-        activations: From the input on.
+        activations: From the input on, each a name, an object or a function.
         center: See :class:`~gp_deq.kernels.DEQNNGPKernel`.
         **kwargs: Priors, constraints and GPyTorch's arguments, as there.
     """
@@ -41,12 +42,12 @@ class ExplicitKernel(NeuralKernel):
 
     def __init__(
         self,
-        activations: Sequence[Activation],
+        activations: Sequence[str | Activation | Callable[[Tensor], Tensor]],
         center: float | Sequence[float] | Tensor = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(center, **kwargs)
-        self.activations = tuple(activations)
+        self.activations = tuple(get_activation(activation) for activation in activations)
 
     @property
     def _nonlinearity(self) -> object:
@@ -67,7 +68,7 @@ class ExplicitNetwork:
     Args:
         design: What was found.
         coefficients: Of the equilibrium.
-        source: The DEQ kernel.
+        source: The DEQ kernel, of which a copy is kept.
         tau0: Root of the mean of the injected variances.
 
     Attributes:
@@ -86,7 +87,7 @@ class ExplicitNetwork:
         tau0: float,
     ) -> None:
         self.family, self.parameters, self.residual = design
-        self.coefficients, self.source = coefficients, source
+        self.coefficients, self.source = coefficients, deepcopy(source)
         self.activations = _activations(design, tau0)
 
     def kernel(self) -> ExplicitKernel:
@@ -100,6 +101,7 @@ class ExplicitNetwork:
         ).to(source.raw_lengthscale)
         kernel.lengthscale = source.lengthscale.detach()
         kernel.bias_variance = 0.0
+        kernel.raw_bias_variance.requires_grad_(False)
         return kernel
 
     def module(self, in_features: int, width: int) -> nn.Sequential:
@@ -240,6 +242,8 @@ def match_explicit(
         numbers = ", ".join(f"{value:.4g}" for value in best.parameters)
         raise ValueError(
             f"No {'explicit' if family == 'auto' else family} network matches {name}: the best, "
-            f"{best.family} with parameters ({numbers}), has a residual of {best.residual:.1e}."
+            f"{best.family} with parameters ({numbers}), has a residual of {best.residual:.1e}. "
+            "Leaky ReLU networks match ReLU and leaky ReLU at small weight variances (ReLU: below "
+            "0.85), hard tanh odd activations; HighDimensionalDEQKernel needs no match."
         )
     return ExplicitNetwork(best, found, deq_kernel, tau0)

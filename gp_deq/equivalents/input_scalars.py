@@ -1,7 +1,7 @@
 r"""The high-dimensional expansion of a DEQ kernel, with scalars of each input.
 
-Between two inputs whose pre-activations have the variances :math:`\tau_i^2` and :math:`\tau_j^2` and
-a small covariance :math:`\Sigma_{ij}`, Mehler's formula gives
+Between two inputs whose pre-activations have the variances :math:`\tau_i^2` and
+:math:`\tau_j^2` and a small covariance :math:`\Sigma_{ij}`, Mehler's formula gives
 
 .. math::
     G_{ij} = m_i m_j + s_i s_j \Sigma_{ij} + \tfrac12 h_i h_j \Sigma_{ij}^2 + \dots, \qquad
@@ -15,9 +15,10 @@ Put :math:`\Sigma = wG + b` in and write :math:`1/(1 - w s_i s_j) \approx u_i u_
     G_{ij} \approx (um)_i (um)_j + (us)_i (us)_j\, b_{ij}
         + \tfrac12 (u^3h)_i (u^3h)_j\, b_{ij}^2 .
 
-Likewise :math:`K = G + wPK` with :math:`P_{ij} \approx s_i s_j + h_i h_j\Sigma_{ij}`. At equal norms
-these are the equivalents of Ling et al. (2024) [Ling2024]_; at unequal ones the terms are right to a
-higher order, and the diagonal of the exact kernel is never less than theirs.
+Likewise :math:`K = G + wPK` with :math:`P_{ij} \approx s_i s_j + h_i h_j\Sigma_{ij}`. At equal
+norms these are the equivalents of Ling et al. (2024) [Ling2024]_. At unequal ones the terms are
+right to a higher order, and the diagonal of the exact kernel is never less than theirs, since the
+terms that are left out are not negative there.
 """
 
 from __future__ import annotations

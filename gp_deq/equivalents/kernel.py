@@ -17,40 +17,42 @@ from ..kernels import DEQNNGPKernel, DEQNTKKernel
 from ..kernels._base import _same
 from ..kernels._weighted import EquilibriumKernel
 from .coefficients import HighDimensionalCoefficients, high_dimensional_coefficients
+from .input_scalars import InputScalars, input_scalars
 from .operator import EquivalentLinearOperator
 
 __all__ = ["HighDimensionalDEQKernel", "equivalent_kernel"]
 
 #: Standard deviation of the squared norms, relative to their mean, beyond which to warn.
-_WIDE_SPREAD = 0.25
+_WIDE_SPREAD = 0.5
+#: Root mean square of the inputs' correlations, beyond which to warn.
+_CORRELATED = 0.5
+#: Factor between the mean squared norms of inputs and reference, beyond which to warn.
+_FAR = 4.0
 
 
 class HighDimensionalDEQKernel(EquilibriumKernel):
     r"""What a DEQ kernel with a centred activation tends to for inputs of many dimensions.
 
-    With :math:`b` the covariance of the scaled inputs, :math:`\beta_0` the mean of its diagonal
-    over the reference inputs and :math:`\chi = b(x, x) - \beta_0`, the matrix of the inputs
-    :math:`x_1, \dots, x_n` is
+    With :math:`b` the covariance of the scaled inputs and scalars :math:`m_i, s_i, q_i, \kappa_i`
+    that depend on an input through :math:`b_{ii}` alone (see the page "Explicit equivalents" of the
+    documentation, after [Ling2024]_),
 
     .. math::
-        K_{ij} = \alpha_1 b_{ij} + \alpha_2\chi_i\chi_j + \alpha_3 b_{ij}^2
-            + [i = j](\gamma^2 - \beta_0\alpha_1 - \alpha_3 b_{ii}^2),
+        k(x_i, x_j) = m_i m_j + s_i s_j\, b_{ij} + q_i q_j\, b_{ij}^2
+            + [x_i = x_j]\,(\kappa_i - m_i^2 - s_i^2 b_{ii} - q_i^2 b_{ii}^2) .
 
-    without labels (see the page "Explicit equivalents" of the documentation, after [Ling2024]_). It
-    is an :class:`EquivalentLinearOperator`: no :math:`n \times n` matrix is formed. The last term
-    is a nugget: an input has it with itself, and with no other, however close; a matrix between
-    two different sets of inputs has none.
-
-    The matrix is positive semi-definite where the equivalence holds. Where the squared norms vary
-    much the nugget of the longest inputs is negative, and near-duplicates among them then need
-    noise.
+    The matrix is an :class:`EquivalentLinearOperator`, so that no :math:`n \times n` matrix is
+    formed. Its diagonal is that of the exact kernel. The last term is a nugget, never negative:
+    identical inputs have it, those that nearly coincide do not.
 
     Args:
-        activation: See :class:`~gp_deq.kernels.DEQNNGPKernel`; its mean is subtracted.
+        activation: See :class:`~gp_deq.kernels.DEQNNGPKernel`; its mean at the scale of the
+            reference inputs is subtracted.
         tangent: Whether to take the tangent kernel of the recurrent weights
             (``DEQNTKKernel(trained="recurrent")``) instead of the covariance.
-        reference: Inputs that :math:`\beta_0` is the mean over, such as the training inputs,
-            ``n x d`` (before ``active_dims``). None: :meth:`set_reference` is called later.
+        reference: Inputs of the usual size, such as the training inputs, ``n x d``, as the kernel
+            will see them (after an input transform, before ``active_dims``). None:
+            :meth:`set_reference` is called later.
         center: See :class:`~gp_deq.kernels.DEQNNGPKernel`.
         **kwargs: Priors, constraints and GPyTorch's arguments, as there, but for those of a bias:
             there is none.
@@ -61,6 +63,10 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
 
     Raises:
         TypeError: a prior or a constraint of a bias is given.
+
+    Warns:
+        NumericalWarning: inputs are far from what the equivalence needs, see :meth:`set_reference`,
+            or of another size than the reference.
 
     Example:
         >>> x = torch.randn(50, 300, generator=torch.Generator().manual_seed(0))
@@ -82,13 +88,22 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
             raise TypeError("HighDimensionalDEQKernel has no bias.")
         super().__init__(activation, **kwargs)
         self.tangent = bool(tangent)
-        self.bias_variance = 0.0
+        self._set_hyperparameter("bias_variance", 0.0)
         self.raw_bias_variance.requires_grad_(False)
         shape = (*self.batch_shape, 1, self.ard_num_dims or 1)
         # in double precision, whatever the dtype of the parameters is now
         self.register_buffer("mean_square", torch.full(shape, torch.nan, dtype=torch.float64))
         if reference is not None:
             self.set_reference(reference)
+
+    @property
+    def bias_variance(self) -> Tensor:
+        """Zero."""
+        return self._hyperparameter("bias_variance")
+
+    @bias_variance.setter
+    def bias_variance(self, value: Tensor | float) -> None:
+        raise AttributeError("HighDimensionalDEQKernel has no bias.")
 
     def set_reference(self, inputs: Tensor) -> None:
         """Take the mean square of some inputs, to be called with those of the training data.
@@ -97,36 +112,28 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
             inputs: ``n x d``, before ``active_dims``.
 
         Raises:
-            ValueError: they are not ``n x d`` with finite entries.
+            ValueError: they are not ``n x d``, not finite, or all at the centre.
 
         Warns:
-            NumericalWarning: their squared norms vary by more than a quarter of their mean.
+            NumericalWarning: their squared norms vary by more than half of their mean, or they are
+                correlated by more than a half in root mean square.
         """
-        if inputs.dim() != 2 or not inputs.numel() or not bool(inputs.isfinite().all()):
-            raise ValueError(
-                f"The reference inputs must be n x d and finite, got shape {tuple(inputs.shape)}."
-            )
+        if inputs.dim() != 2 or not inputs.numel():
+            raise ValueError(f"The reference inputs must be n x d, got {tuple(inputs.shape)}.")
         if self.active_dims is not None:
             inputs = inputs.index_select(-1, self.active_dims)
         self._check_inputs(inputs, inputs, False)
-        square = (inputs.detach() - self.center.to(inputs)).square()
-        mean = square.mean(-2, keepdim=True)
+        offset = inputs.detach() - self.center.to(inputs)
+        mean = offset.square().mean(-2, keepdim=True)
+        if not bool((mean.sum(-1) > 0).all()):
+            raise ValueError("The reference inputs are all at the center of the kernel.")
         if self.ard_num_dims is None:
             mean = mean.mean(-1, keepdim=True)
         self.mean_square = mean.expand_as(self.mean_square).to(self.mean_square).clone()
-        norms = (square / self.lengthscale.detach().to(square).square()).mean(-1)
-        spread = (norms.std(-1, correction=0) / norms.mean(-1)).max().item()
-        if spread > _WIDE_SPREAD:
-            warnings.warn(
-                f"The squared norms of the inputs have a standard deviation of {spread:.2f} times "
-                "their mean, and the equivalence needs them nearly equal: center the inputs, "
-                "standardise them, or scale each to the same norm.",
-                NumericalWarning,
-                stacklevel=2,
-            )
+        self._check_theory(offset / self.lengthscale.detach().to(offset))
 
     def level(self) -> Tensor:
-        r""":math:`\beta_0`, of the shape of the batch.
+        r"""Mean injected variance of the reference inputs, of the shape of the batch.
 
         Raises:
             RuntimeError: there are no reference inputs.
@@ -135,41 +142,19 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         return unit * mean_square
 
     def coefficients(self) -> HighDimensionalCoefficients:
-        """The scalars at the present hyperparameters, each of the shape of the batch.
+        """The scalars of inputs of equal norms, each of the shape of the batch.
 
         Raises:
             RuntimeError: there are no reference inputs.
         """
-        unit, mean_square = self._units()
-        scalars = (self.weight_variance[..., 0, 0], unit, mean_square.sqrt())
+        weight, level = self.weight_variance[..., 0, 0], self.level()
         found = [
             high_dimensional_coefficients(self.activation, *values)
-            for values in zip(*(scalar.reshape(-1) for scalar in scalars), strict=True)
+            for values in zip(weight.reshape(-1), level.reshape(-1), strict=True)
         ]
         return HighDimensionalCoefficients(
-            *(torch.stack(values).reshape(unit.shape) for values in zip(*found, strict=True))
+            *(torch.stack(values).reshape(level.shape) for values in zip(*found, strict=True))
         )
-
-    def _units(self) -> tuple[Tensor, Tensor]:
-        """Of what ``b`` is a multiple, and the mean of its diagonal there.
-
-        A lengthscale for all dimensions is left out of the inputs, which spares them a gradient.
-        """
-        if bool(self.mean_square.isnan().any()):
-            raise RuntimeError(
-                "HighDimensionalDEQKernel does not know the mean square of the inputs: call "
-                "kernel.set_reference(train_x), or give it as reference=train_x."
-            )
-        precision = self.lengthscale.square().reciprocal()
-        mean_square = self.mean_square.to(precision)
-        if self.ard_num_dims is None:
-            return precision[..., 0, 0], mean_square[..., 0, 0]
-        return torch.ones_like(precision[..., 0, 0]), (precision * mean_square).mean(-1)[..., 0]
-
-    def _standardize(self, x: Tensor) -> Tensor:
-        if self.ard_num_dims is None:
-            return (x - self.center.to(x)) / math.sqrt(x.shape[-1])
-        return self._scale(x)
 
     def forward(
         self,
@@ -191,29 +176,102 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         if last_dim_is_batch:
             raise RuntimeError("HighDimensionalDEQKernel does not support last_dim_is_batch.")
         self._check_inputs(x1, x2, diag)
-        found, (_, mean_square) = self.coefficients().paper_scaling(), self._units()
-        if self.tangent:
-            weights, variance = (found.beta_1, found.beta_2, found.beta_3), found.kappa.square()
-        else:
-            weights, variance = (found.alpha_1, found.alpha_2, found.alpha_3), found.gamma.square()
-        same = _same(x1, x2)
-        z1 = self._standardize(x1)
-        z2 = z1 if same else self._standardize(x2)
-        norms1, norms2 = (z.square().sum(-1, keepdim=True) for z in (z1, z2))
-        level = mean_square[..., None, None]
-        batch = torch.broadcast_shapes(z1.shape[:-2], z2.shape[:-2], level.shape[:-2])
-        operator = EquivalentLinearOperator(
-            z1.expand(*batch, -1, -1),
-            z2.expand(*batch, -1, -1),
-            (norms1 - level).expand(*batch, -1, -1),
-            (norms2 - level).expand(*batch, -1, -1),
-            torch.stack(weights, -1).expand(*batch, -1),
-        )
-        if same:
-            nugget = variance - mean_square * weights[0]
-            square = weights[2].unsqueeze(-1) * norms1.squeeze(-1).square()
-            operator = operator.add_diagonal(nugget.unsqueeze(-1) - square)
+        batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2], self.batch_shape)
+        rows = self._side(x1, batch)
+        columns = rows if _same(x1, x2) else self._side(x2, batch)
+        operator = EquivalentLinearOperator(*rows, *columns)
         return operator._diagonal() if diag else operator
+
+    def _side(self, x: Tensor, batch: torch.Size) -> list[Tensor]:
+        """What the operator needs of some inputs."""
+        unit, mean_square = (value[..., None, None] for value in self._units())
+        z = (x - self.center.to(x)) / math.sqrt(x.shape[-1])
+        if self.ard_num_dims is not None:
+            z = z / self.lengthscale
+        norms = z.square().sum(-1, keepdim=True)
+        self._check_size(norms, mean_square)
+        # a lengthscale for all dimensions goes into the scalars, which spares z a gradient
+        injected = unit * norms
+        mean, slope, curvature, diagonal = (
+            value.unsqueeze(-1) for value in self._scalars(injected)
+        )
+        nugget = diagonal - mean.square() - slope.square() * injected
+        nugget = nugget - curvature.square() * injected.square()
+        root = torch.cat([mean, unit.sqrt() * slope * z], -1)
+        # zero but for rounding at least
+        parts = (root, z, unit * curvature, nugget.clamp_min(0.0), _keys(x))
+        return [part.expand(*batch, -1, -1) for part in parts]
+
+    def _scalars(self, injected: Tensor) -> InputScalars:
+        shape = injected.shape[:-1]
+        weight, level = self.weight_variance[..., 0, 0], self.level()
+        if not self.batch_shape:
+            found = input_scalars(self.activation, weight, level, injected.flatten(), self.tangent)
+            return InputScalars(*(value.reshape(shape) for value in found))
+        # the batch dimensions of the kernel are the last of those of the inputs
+        rows = injected.expand(*shape[: -1 - len(self.batch_shape)], *self.batch_shape, -1, -1)
+        rows = rows.reshape(-1, self.batch_shape.numel(), shape[-1])
+        batch = [
+            input_scalars(self.activation, w, b0, b.flatten(), self.tangent)
+            for w, b0, b in zip(weight.reshape(-1), level.reshape(-1), rows.unbind(1), strict=True)
+        ]
+        return InputScalars(
+            *(
+                torch.stack([value.reshape(-1, shape[-1]) for value in values], 1).reshape(shape)
+                for values in zip(*batch, strict=True)
+            )
+        )
+
+    def _units(self) -> tuple[Tensor, Tensor]:
+        """Of what ``b`` is a multiple, and the mean of its diagonal there."""
+        if bool(self.mean_square.isnan().any()):
+            raise RuntimeError(
+                "HighDimensionalDEQKernel does not know the mean square of the inputs: call "
+                "kernel.set_reference(train_x), or give it as reference=train_x."
+            )
+        precision = self.lengthscale.square().reciprocal()
+        mean_square = self.mean_square.to(precision)
+        if self.ard_num_dims is None:
+            return precision[..., 0, 0], mean_square[..., 0, 0]
+        return torch.ones_like(precision[..., 0, 0]), (precision * mean_square).mean(-1)[..., 0]
+
+    def _check_theory(self, scaled: Tensor) -> None:
+        norms = scaled.square().sum(-1)
+        spread = (norms.std(-1, correction=0) / norms.mean(-1)).max().item()
+        unit = torch.nn.functional.normalize(scaled, dim=-1)
+        count = unit.shape[-2]
+        squares = (unit.mT @ unit).square().sum((-2, -1)) - count
+        correlation = (squares / max(1, count * (count - 1))).clamp_min(0.0).sqrt().max().item()
+        if spread > _WIDE_SPREAD or correlation > _CORRELATED:
+            warnings.warn(
+                f"The squared norms of the inputs have a standard deviation of {spread:.2f} times "
+                f"their mean, and their correlations a root mean square of {correlation:.2f}; the "
+                "equivalence needs both to be small. Set center to the mean of the inputs, "
+                "standardise them, or use the exact kernel.",
+                NumericalWarning,
+                stacklevel=4,
+            )
+
+    def _check_size(self, norms: Tensor, mean_square: Tensor) -> None:
+        if not norms.numel():
+            return
+        ratio = (norms.detach().mean() / mean_square.detach().mean()).item()
+        if not 1 / _FAR < ratio < _FAR:
+            warnings.warn(
+                f"The inputs have {ratio:.1e} times the mean squared norm of the reference inputs; "
+                "call set_reference with inputs as the kernel sees them, after any transform.",
+                NumericalWarning,
+                stacklevel=4,
+            )
+
+
+def _keys(x: Tensor) -> Tensor:
+    """Integers that are equal for identical rows, and else but for a chance of ``2**-64``."""
+    bits = (x.detach().double() + 0.0).contiguous().view(torch.int64)  # one zero of the two
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, (x.shape[-1],), generator=generator)
+    bits = bits ^ (bits >> 29)  # the low bits of short numbers are zeros
+    return (bits * (2 * factors + 1).to(x.device)).sum(-1, keepdim=True)
 
 
 def equivalent_kernel(
@@ -226,8 +284,13 @@ def equivalent_kernel(
         reference: See :class:`HighDimensionalDEQKernel`.
 
     Raises:
-        ValueError: the kernel is a tangent kernel of other weights.
+        TypeError: the kernel is of another class.
+        ValueError: the kernel is a tangent kernel of other weights, or a batch of kernels.
     """
+    if not isinstance(kernel, DEQNNGPKernel | DEQNTKKernel):
+        raise TypeError(f"Give a DEQNNGPKernel or a DEQNTKKernel, not a {type(kernel).__name__}.")
+    if kernel.batch_shape:
+        raise ValueError("Give one kernel, not a batch of them: index it, as kernel[0].")
     tangent = isinstance(kernel, DEQNTKKernel)
     if isinstance(kernel, DEQNTKKernel) and kernel.trained != "recurrent":
         raise ValueError(
@@ -240,6 +303,8 @@ def equivalent_kernel(
         center=kernel.center.reshape(-1),
         ard_num_dims=kernel.ard_num_dims,
         active_dims=kernel.active_dims,
+        lengthscale_constraint=kernel.raw_lengthscale_constraint,
+        weight_variance_constraint=kernel.raw_weight_variance_constraint,
     ).to(kernel.raw_lengthscale)
     equivalent.lengthscale = kernel.lengthscale.detach()
     equivalent.weight_variance = kernel.weight_variance.detach()

@@ -26,8 +26,6 @@ from scipy.special import erf
 
 __all__ = ["Design", "Layer", "Target", "hard_tanh_design", "leaky_relu_design", "propagate"]
 
-_STARTS = 40
-
 
 class Target(NamedTuple):
     """What a network is to have, in units of the covariance of its input.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from linear_operator import settings
@@ -15,94 +16,128 @@ from linear_operator.operators import (
 )
 from torch import Tensor
 
-from ..activations.pair_covariance import safe_sqrt
 from .squared_gram import squared_gram_matmul
 
 __all__ = ["EquivalentLinearOperator"]
 
 
+class _Side(NamedTuple):
+    """What the operator knows of its rows, or of its columns."""
+
+    root: Tensor
+    z: Tensor
+    weight: Tensor
+    nugget: Tensor
+    key: Tensor
+
+
 class EquivalentLinearOperator(LinearOperator):
-    r"""A Gram matrix, its elementwise square, a matrix of rank one and a diagonal.
+    r"""A matrix of low rank, a squared Gram matrix, a nugget and a diagonal.
 
     .. math::
-        a_1 Z_1Z_2^\top + a_2\chi_1\chi_2^\top + a_3 (Z_1Z_2^\top)^{\circ 2}
-            + \mathrm{diag}(\delta)
+        A_1A_2^\top + \mathrm{diag}(q_1)\,(Z_1Z_2^\top)^{\circ 2}\,\mathrm{diag}(q_2)
+            + \Bigl[\tfrac{\delta_i + \delta'_j}2\,[\mathrm{key}_i = \mathrm{key}'_j]\Bigr]_{ij}
+            + \mathrm{diag}(\nu)
 
     It is held in :math:`O(nd)` memory, and a product with a vector takes :math:`O(nd^2)`
-    operations (see :mod:`gp_deq.equivalents.squared_gram`). A factor or a diagonal, such as that
-    of a likelihood's noise, leaves the structure as it is.
+    operations (see :mod:`gp_deq.equivalents.squared_gram`). A positive factor or a diagonal, such
+    as that of a likelihood's noise, leaves the structure as it is.
 
     GPyTorch solves with it by preconditioned conjugate gradients where Cholesky's factorization is
-    too much. The preconditioner has the terms of :math:`a_1` and :math:`a_2` exactly, and of the
-    quadratic term its diagonal and its share in the directions in which it is largest:
-    ``gpytorch.settings.max_preconditioner_size`` of them.
+    too much. The preconditioner has the first term exactly, and of the second its diagonal and its
+    share in the directions in which it is largest: ``gpytorch.settings.max_preconditioner_size`` of
+    them. Products are differentiable once; :meth:`to_dense` any number of times.
 
     Args:
-        z1: Scaled inputs of the rows, ``... x n x d``.
-        z2: Scaled inputs of the columns, ``... x m x d``.
-        chi1: Deviations of the rows' squared norms, ``... x n x 1``.
-        chi2: Deviations of the columns' squared norms, ``... x m x 1``.
-        weights: :math:`a_1, a_2, a_3`, ``... x 3``, not negative.
-        delta: :math:`\delta`, ``... x n``. Default: none.
+        root1: :math:`A_1`, ``... x n x k``.
+        z1: :math:`Z_1`, ``... x n x d``.
+        weight1: :math:`q_1`, ``... x n x 1``.
+        nugget1: :math:`\delta`, equal for equal keys, ``... x n x 1``.
+        key1: Integers that are equal for identical inputs only, ``... x n x 1``.
+        root2: The same of the columns, ``... x m x k``.
+        z2: ``... x m x d``.
+        weight2: ``... x m x 1``.
+        nugget2: ``... x m x 1``.
+        key2: ``... x m x 1``.
+        noise: :math:`\nu`, ``... x n``. Default: none.
 
     Example:
-        >>> z = torch.eye(2)
-        >>> chi = torch.zeros(2, 1)
-        >>> EquivalentLinearOperator(z, z, chi, chi, torch.tensor([1.0, 2.0, 3.0])).to_dense()
-        tensor([[4., 0.],
-                [0., 4.]])
+        >>> z, ones, key = torch.eye(2), torch.ones(2, 1), torch.arange(2).unsqueeze(-1)
+        >>> side = z, z, ones, 0.5 * ones, key
+        >>> EquivalentLinearOperator(*side, *side).to_dense()
+        tensor([[2.5000, 0.0000],
+                [0.0000, 2.5000]])
     """
 
     def __init__(
         self,
+        root1: Tensor,
         z1: Tensor,
+        weight1: Tensor,
+        nugget1: Tensor,
+        key1: Tensor,
+        root2: Tensor,
         z2: Tensor,
-        chi1: Tensor,
-        chi2: Tensor,
-        weights: Tensor,
-        delta: Tensor | None = None,
+        weight2: Tensor,
+        nugget2: Tensor,
+        key2: Tensor,
+        noise: Tensor | None = None,
     ) -> None:
-        tensors = (z1, z2, chi1, chi2, weights)
-        super().__init__(*tensors, *(() if delta is None else (delta,)))
-        self.z1, self.z2, self.chi1, self.chi2, self.weights = tensors
-        self.delta = delta
-
-    def _weight(self, index: int) -> Tensor:
-        return self.weights[..., index, None, None]
+        rows = _Side(root1, z1, weight1, nugget1, key1)
+        columns = _Side(root2, z2, weight2, nugget2, key2)
+        super().__init__(*rows, *columns, *(() if noise is None else (noise,)))
+        self.rows, self.columns, self.noise = rows, columns, noise
 
     def _size(self) -> torch.Size:
-        return torch.Size([*self.z1.shape[:-1], self.z2.shape[-2]])
+        return torch.Size([*self.rows.z.shape[:-1], self.columns.z.shape[-2]])
 
     def _transpose_nonbatch(self) -> LinearOperator:
-        return self._with(z1=self.z2, z2=self.z1, chi1=self.chi2, chi2=self.chi1)
+        return self._with(rows=self.columns, columns=self.rows)
 
     def _matmul(self, rhs: Tensor) -> Tensor:
         if rhs.dim() == 1:
             return self._matmul(rhs.unsqueeze(-1)).squeeze(-1)
-        linear = self._weight(0) * (self.z1 @ (self.z2.mT @ rhs))
-        norms = self._weight(1) * (self.chi1 @ (self.chi2.mT @ rhs))
-        square = self._weight(2) * squared_gram_matmul(self.z1, self.z2, rhs)
-        value = linear + norms + square
-        return value if self.delta is None else value + self.delta.unsqueeze(-1) * rhs
+        rows, columns = self.rows, self.columns
+        linear = rows.root @ (columns.root.mT @ rhs)
+        square = rows.weight * squared_gram_matmul(rows.z, columns.z, columns.weight * rhs)
+        equals = _sum_of_equals(rows.key, columns.key, rhs)
+        weighted = _sum_of_equals(rows.key, columns.key, columns.nugget * rhs)
+        value = linear + square + (rows.nugget * equals + weighted) / 2
+        return value if self.noise is None else value + self.noise.unsqueeze(-1) * rhs
 
     def to_dense(self) -> Tensor:
         """The matrix."""
-        gram = self.z1 @ self.z2.mT
-        norms = self.chi1 @ self.chi2.mT
-        value = self._weight(0) * gram + self._weight(1) * norms + self._weight(2) * gram.square()
-        return value if self.delta is None else value + torch.diag_embed(self.delta)
+        rows, columns = self.rows, self.columns
+        gram = rows.z @ columns.z.mT
+        value = rows.root @ columns.root.mT + rows.weight * gram.square() * columns.weight.mT
+        nugget = (rows.nugget + columns.nugget.mT) / 2
+        value = value + torch.where(rows.key == columns.key.mT, nugget, 0.0)
+        return value if self.noise is None else value + torch.diag_embed(self.noise)
 
     def _diagonal(self) -> Tensor:
-        gram = (self.z1 * self.z2).sum(-1, keepdim=True)
-        norms = self.chi1 * self.chi2
-        value = self._weight(0) * gram + self._weight(1) * norms + self._weight(2) * gram.square()
-        return value.squeeze(-1) if self.delta is None else value.squeeze(-1) + self.delta
+        rows, columns = self.rows, self.columns
+        gram = (rows.z * columns.z).sum(-1)
+        value = (rows.root * columns.root).sum(-1)
+        value = value + (rows.weight * columns.weight).squeeze(-1) * gram.square()
+        equal = (rows.key == columns.key).squeeze(-1)
+        nugget = (rows.nugget + columns.nugget).squeeze(-1) / 2
+        value = value + torch.where(equal, nugget, 0.0)
+        return value if self.noise is None else value + self.noise
 
     def _mul_constant(self, other: float | Tensor) -> LinearOperator:
-        factor = torch.as_tensor(other).to(self.weights)
-        factor = factor.expand(self.batch_shape).unsqueeze(-1)
-        delta = None if self.delta is None else factor * self.delta
-        return self._with(weights=factor * self.weights, delta=delta)
+        factor = torch.as_tensor(other).to(self.rows.root)
+        if not bool((factor > 0).all()):
+            return super()._mul_constant(other)
+        factor = factor.expand(self.batch_shape)[..., None, None]
+        half = factor.sqrt()
+        rows, columns = (
+            side._replace(
+                root=half * side.root, weight=half * side.weight, nugget=factor * side.nugget
+            )
+            for side in (self.rows, self.columns)
+        )
+        noise = None if self.noise is None else factor.squeeze(-1) * self.noise
+        return self._with(rows=rows, columns=columns, noise=noise)
 
     def __add__(self, other: Tensor | LinearOperator | float) -> LinearOperator | Tensor:
         if isinstance(other, DiagLinearOperator) and self.shape == other.shape:
@@ -113,7 +148,8 @@ class EquivalentLinearOperator(LinearOperator):
         """The operator with a diagonal added.
 
         Args:
-            diag: ``... x n``, ``... x 1``, or a scalar.
+            diag: ``... x n``, ``... x 1``, or a scalar, with no more batch dimensions than the
+                operator.
 
         Raises:
             RuntimeError: the operator is not square.
@@ -121,46 +157,66 @@ class EquivalentLinearOperator(LinearOperator):
         if not self.is_square:
             raise RuntimeError("add_diagonal only defined for square matrices")
         diag = diag.expand(self.shape[:-1])
-        return self._with(delta=diag if self.delta is None else self.delta + diag)
+        return self._with(noise=diag if self.noise is None else self.noise + diag)
 
     def _preconditioner(
         self,
     ) -> tuple[Callable[[Tensor], Tensor] | None, LinearOperator | None, Tensor | None]:
-        size = settings.max_preconditioner_size.value()
-        if size == 0 or self.shape[-1] < settings.min_preconditioning_size.value():
+        size, (count, dims) = settings.max_preconditioner_size.value(), self.rows.z.shape[-2:]
+        # of a rank near that of the matrix it would cost more than it saves
+        if size == 0 or count < max(settings.min_preconditioning_size.value(), 2 * dims):
             return None, None, None
         root = self._preconditioner_root(size)
         diagonal = self._diagonal()
-        rest = diagonal - root.square().sum(-1)
-        rest = torch.maximum(rest, 1e-4 * diagonal.mean(-1, keepdim=True))
+        least = torch.finfo(diagonal.dtype).eps ** 0.5 * diagonal.mean(-1, keepdim=True)
+        rest = torch.maximum(diagonal - root.square().sum(-1), least)
         factors = LowRankRootLinearOperator(root), DiagLinearOperator(rest)
         solver = LowRankRootAddedDiagLinearOperator(*factors)
         logdet = solver.logdet()
-        solver = solver.detach()
         # a sum has samples and derivatives by its parts
-        return solver.solve, PsdSumLinearOperator(*factors), logdet
+        return solver.detach().solve, PsdSumLinearOperator(*factors), logdet
 
     def _preconditioner_root(self, size: int) -> Tensor:
         r"""``L`` with :math:`LL^\top` near the operator less a diagonal.
 
-        The quadratic term is the Gram matrix of the features :math:`zz^\top`. In the basis of the
+        The quadratic term is the Gram matrix of the features :math:`q zz^\top`. In the basis of the
         eigenvectors of :math:`Z^\top Z`, with eigenvalues :math:`\lambda`, the features are largest
         in the direction of :math:`\mathrm{diag}(\lambda)`, their mean, and then in those of the
         products of two coordinates with the largest :math:`\lambda_i\lambda_j`.
         """
         with torch.no_grad():
-            strengths, basis = torch.linalg.eigh(self.z1.mT @ self.z1)
-        coordinates = self.z1 @ basis
-        mean = (strengths / torch.linalg.vector_norm(strengths, dim=-1, keepdim=True)).unsqueeze(-1)
-        top = strengths.flatten(0, -2).mean(0) if strengths.dim() > 1 else strengths
-        rows, columns = torch.triu_indices(len(top), len(top), 1, device=top.device)
-        order = (top[rows] * top[columns]).argsort(descending=True)[: size - 1]
-        rows, columns = rows[order], columns[order]
+            strengths, basis = torch.linalg.eigh(self.rows.z.mT @ self.rows.z)
+            mean = torch.nn.functional.normalize(strengths, dim=-1).unsqueeze(-1)
+            top = strengths.flatten(0, -2).mean(0) if strengths.dim() > 1 else strengths
+            rows, columns = torch.triu_indices(len(top), len(top), 1, device=top.device)
+            order = (top[rows] * top[columns]).argsort(descending=True)[: size - 1]
+            rows, columns = rows[order], columns[order]
+        coordinates = self.rows.z @ basis
         products = coordinates[..., rows] * coordinates[..., columns] * 2**0.5
-        quadratic = torch.cat([coordinates.square() @ mean, products], -1)
-        parts = (self.z1, self.chi1, quadratic)
-        return torch.cat([safe_sqrt(self._weight(i)) * part for i, part in enumerate(parts)], -1)
+        features = torch.cat([coordinates.square() @ mean, products], -1)
+        return torch.cat([self.rows.root, self.rows.weight * features], -1)
 
-    def _with(self, **changes: Tensor | None) -> EquivalentLinearOperator:
-        names = ("z1", "z2", "chi1", "chi2", "weights", "delta")
-        return type(self)(**{name: changes.get(name, getattr(self, name)) for name in names})
+    def _with(
+        self,
+        rows: _Side | None = None,
+        columns: _Side | None = None,
+        noise: Tensor | None = None,
+    ) -> EquivalentLinearOperator:
+        return type(self)(
+            *(rows or self.rows),
+            *(columns or self.columns),
+            noise=self.noise if noise is None else noise,
+        )
+
+
+def _sum_of_equals(key1: Tensor, key2: Tensor, vectors: Tensor) -> Tensor:
+    """For each row the sum of the vectors' entries whose columns have its key."""
+    batch = torch.broadcast_shapes(key1.shape[:-2], vectors.shape[:-2])
+    if not batch:
+        keys, index = torch.unique(torch.cat([key1, key2]), return_inverse=True)
+        sums = vectors.new_zeros(len(keys), vectors.shape[-1])
+        sums = sums.index_add(0, index[len(key1) :, 0], vectors)
+        return sums[index[: len(key1), 0]]
+    expanded = (x.expand(*batch, -1, -1).flatten(0, -3) for x in (key1, key2, vectors))
+    parts = [_sum_of_equals(*some) for some in zip(*expanded, strict=True)]
+    return torch.stack(parts).unflatten(0, batch)

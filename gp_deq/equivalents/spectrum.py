@@ -13,7 +13,7 @@ from ..kernels import DEQNNGPKernel, DEQNTKKernel
 from .centered import Centered
 from .coefficients import gaussian_moments
 from .explicit import ExplicitNetwork, match_explicit
-from .kernel import equivalent_kernel
+from .kernel import HighDimensionalDEQKernel, equivalent_kernel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +33,7 @@ class Spectrum:
         equivalent_error: Spectral norm of the difference of exact matrix and equivalent.
         explicit_error: That of exact matrix and matched network; NaN without a match.
         network: The match, if there is one.
+        reason: Why there is none.
     """
 
     exact: Tensor
@@ -42,6 +43,7 @@ class Spectrum:
     equivalent_error: float
     explicit_error: float
     network: ExplicitNetwork | None
+    reason: str
 
     def draw(self, axes: Axes) -> None:
         """Eigenvalues by rank, on logarithmic axes.
@@ -66,16 +68,23 @@ def centered_kernel(
     r"""The kernel that the equivalents are equivalents of.
 
     It has the hyperparameters of a DEQ kernel, :math:`\varphi - \operatorname E\varphi(\tau z)` in
-    the place of its activation, and no bias.
+    the place of its activation, and no bias. The constant stays as it is when hyperparameters are
+    changed.
 
     Args:
         kernel: The kernel, a covariance or a tangent kernel of the recurrent weights.
         reference: Inputs, ``n x d``, for :math:`\tau`.
 
     Raises:
-        ValueError: the kernel is a tangent kernel of other weights.
+        TypeError: the kernel is of another class.
+        ValueError: the kernel is a tangent kernel of other weights, or a batch of kernels.
     """
-    equivalent = equivalent_kernel(kernel, reference)
+    return _centered(kernel, equivalent_kernel(kernel, reference))
+
+
+def _centered(
+    kernel: DEQNNGPKernel | DEQNTKKernel, equivalent: HighDimensionalDEQKernel
+) -> DEQNNGPKernel | DEQNTKKernel:
     with torch.no_grad():
         moments = gaussian_moments(kernel.activation, equivalent.coefficients().tau)
     options = {"trained": kernel.trained} if isinstance(kernel, DEQNTKKernel) else {}
@@ -84,6 +93,8 @@ def centered_kernel(
         center=kernel.center.reshape(-1),
         ard_num_dims=kernel.ard_num_dims,
         active_dims=kernel.active_dims,
+        lengthscale_constraint=kernel.raw_lengthscale_constraint,
+        weight_variance_constraint=kernel.raw_weight_variance_constraint,
         **options,
     ).to(kernel.raw_lengthscale)
     centered.lengthscale = kernel.lengthscale.detach()
@@ -104,25 +115,30 @@ def spectrum(kernel: DEQNNGPKernel | DEQNTKKernel, X: Tensor) -> Spectrum:
         The eigenvalues, in order, and the distances.
 
     Raises:
-        ValueError: the kernel is a tangent kernel of other weights.
+        TypeError: the kernel is of another class.
+        ValueError: the kernel is a tangent kernel of other weights, or a batch of kernels.
     """
-    try:
-        network = match_explicit(kernel, X) if isinstance(kernel, DEQNNGPKernel) else None
-    except ValueError:
-        network = None
+    equivalent = equivalent_kernel(kernel, X)
+    network, reason = None, "Networks are matched to covariances, not to tangent kernels."
+    if isinstance(kernel, DEQNNGPKernel):
+        try:
+            network, reason = match_explicit(kernel, equivalent.double().level().sqrt().item()), ""
+        except ValueError as error:
+            reason = str(error)
     with torch.no_grad():
-        exact = centered_kernel(kernel, X)(X).to_dense()
-        equivalent = equivalent_kernel(kernel, X)(X).to_dense()
+        exact = _centered(kernel, equivalent)(X).to_dense()
+        structured = equivalent.to(X)(X).to_dense()
         explicit = None if network is None else network.kernel()(X).to_dense()
     values = torch.linalg.eigvalsh(exact).flip(-1)
     return Spectrum(
         values,
-        torch.linalg.eigvalsh(equivalent).flip(-1),
+        torch.linalg.eigvalsh(structured).flip(-1),
         None if explicit is None else torch.linalg.eigvalsh(explicit).flip(-1),
         values[0].item(),
-        _distance(exact, equivalent),
+        _distance(exact, structured),
         math.nan if explicit is None else _distance(exact, explicit),
         network,
+        reason,
     )
 
 

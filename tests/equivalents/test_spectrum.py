@@ -37,18 +37,18 @@ def kernel_of(cls: type, activation: str = "relu", weight: float = 0.2, **option
 
 
 def test_error_on_mixtures() -> None:
-    """Absolute errors at p = 400, from an independent computation: .047 (.001) and .056 (.004)."""
+    """At p = 400, where the form with scalars of the mean norm errs by .047 and .056."""
     seeds = range(3)
     found = [spectrum(kernel_of(DEQNNGPKernel), mixture(400, seed)) for seed in seeds]
     tangent = kernel_of(DEQNTKKernel, trained="recurrent")
     found_tangent = [spectrum(tangent, mixture(400, seed)) for seed in seeds]
     assert sum(s.norm for s in found) / 3 == pytest.approx(6.46, rel=0.02)
     assert sum(s.norm for s in found_tangent) / 3 == pytest.approx(6.85, rel=0.02)
-    assert sum(s.equivalent_error for s in found) / 3 < 0.048
-    assert sum(s.equivalent_error for s in found_tangent) / 3 < 0.060
+    assert sum(s.equivalent_error for s in found) / 3 < 0.005
+    assert sum(s.equivalent_error for s in found_tangent) / 3 < 0.010
     for s, t in zip(found, found_tangent, strict=True):
-        # the matched network is far within one and a half times the error of the equivalent
-        assert s.explicit_error < 0.01 * s.equivalent_error
+        assert s.explicit_error < 0.1 * s.equivalent_error and not s.reason
+        assert t.reason
         assert t.network is None and t.explicit is None and math.isnan(t.explicit_error)
 
 
@@ -56,7 +56,7 @@ def test_error_falls_with_the_dimension() -> None:
     kernel = kernel_of(DEQNNGPKernel)
     first, last = (spectrum(kernel, mixture(p, 0)) for p in (100, 800))
     ratio = (first.equivalent_error / first.norm) / (last.equivalent_error / last.norm)
-    assert ratio > 8**0.5
+    assert ratio > 8
 
 
 def test_fields() -> None:
@@ -73,7 +73,7 @@ def test_fields() -> None:
 def test_without_a_match() -> None:
     """GELU's four equations contradict one another in the family."""
     found = spectrum(kernel_of(DEQNNGPKernel, "gelu"), mixture(50, 0))
-    assert found.network is None and found.explicit is None
+    assert found.network is None and found.explicit is None and "No explicit" in found.reason
     assert found.equivalent_error < 0.3 * found.norm
 
 
