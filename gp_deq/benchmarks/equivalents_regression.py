@@ -183,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(conditions())
     torch.manual_seed(0)
     with (
+        settings.fast_computations(True, True, True),  # BoTorch switches them off
         settings.num_trace_samples(options.probes),
         settings.max_lanczos_quadrature_iterations(options.lanczos),
     ):

@@ -20,10 +20,8 @@ from torch import Tensor
 
 __all__ = ["squared_gram_matmul"]
 
-#: Entries of a block's largest matrix: 16 MB in double precision.
-_BLOCK = 2**21
-#: Dimensions of a block of the symmetric moments.
-_WIDTH = 50
+#: Entries of a block's largest matrix: 8 MB in double precision.
+_BLOCK = 2**20
 
 
 def squared_gram_matmul(z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
@@ -68,18 +66,8 @@ def _product(z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
     if _few(z2, vectors):
         parts = [(z1[..., rows, :] @ z2.mT).square() @ vectors for rows in _rows(z1, z2.shape[-2])]
         return torch.cat(parts, -2)
-    total: Tensor | float = 0.0
-    # M is symmetric: of its blocks those above the diagonal, twice
-    for start in range(0, z1.shape[-1], _WIDTH):
-        block, rest = slice(start, start + _WIDTH), slice(start, None)
-        twice = torch.cat([z1[..., block], 2 * z1[..., start + _WIDTH :]], -1)
-        parts = [
-            (images * twice[..., rows, None, :]).sum(-1)
-            for rows, images in _images(z1[..., block], z2[..., block], z2[..., rest], vectors)
-        ]
-        total = total + torch.cat(parts, -2)
-    assert isinstance(total, Tensor)
-    return total
+    parts = [(images * z1[..., rows, None, :]).sum(-1) for rows, images in _images(z1, z2, vectors)]
+    return torch.cat(parts, -2)
 
 
 def _weighted(z1: Tensor, z2: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -91,8 +79,7 @@ def _weighted(z1: Tensor, z2: Tensor, left: Tensor, right: Tensor) -> Tensor:
         ]
     else:
         parts = [
-            (images * left[..., rows, :, None]).sum(-2)
-            for rows, images in _images(z1, z2, z2, right)
+            (images * left[..., rows, :, None]).sum(-2) for rows, images in _images(z1, z2, right)
         ]
     return torch.cat(parts, -2)
 
@@ -101,15 +88,13 @@ def _few(z2: Tensor, vectors: Tensor) -> bool:
     return z2.shape[-2] <= 2 * z2.shape[-1] * vectors.shape[-1]
 
 
-def _images(
-    z1: Tensor, left: Tensor, right: Tensor, vectors: Tensor
-) -> Iterator[tuple[slice, Tensor]]:
-    """``Z1 L^T diag(v) R`` of all vectors, ``... x rows x t x d``, some rows at a time."""
-    dims, count = right.shape[-1], vectors.shape[-1]
+def _images(z1: Tensor, z2: Tensor, vectors: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """``M(v) z`` of all vectors, ``... x rows x t x d``, for some rows of ``z1`` at a time."""
+    dims, count = z2.shape[-1], vectors.shape[-1]
     moments: Tensor | float = 0.0
-    for rows in _rows(right, dims * count):
-        weighted = (vectors[..., rows, :, None] * right[..., rows, None, :]).flatten(-2)
-        moments = moments + left[..., rows, :].mT @ weighted
+    for rows in _rows(z2, dims * count):
+        weighted = (vectors[..., rows, :, None] * z2[..., rows, None, :]).flatten(-2)
+        moments = moments + z2[..., rows, :].mT @ weighted
     assert isinstance(moments, Tensor)
     for rows in _rows(z1, dims * count):
         yield rows, (z1[..., rows, :] @ moments).unflatten(-1, (count, dims))

@@ -86,7 +86,6 @@ class TestRectangular(RectangularLinearOperatorTestCase, unittest.TestCase):
 def test_product_in_blocks(few: bool, batch: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(squared_gram, "_few", lambda *args: few)
     monkeypatch.setattr(squared_gram, "_BLOCK", 16)
-    monkeypatch.setattr(squared_gram, "_WIDTH", 2)
     generator = torch.Generator().manual_seed(0)
     shapes = [(*batch, 7, 5), (*batch, 6, 5), (*batch, 6, 3)]
     z1, z2, vectors = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
