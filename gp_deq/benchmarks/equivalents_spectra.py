@@ -281,7 +281,7 @@ def draw_errors(comparisons: Sequence[Comparison], figure: Figure) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.2)
     panels[0].set_ylabel("spectral norm of the error / of the kernel")
-    panels[0].legend(fontsize=8)
+    panels[-1].legend(fontsize=8, loc="lower left")
 
 
 def draw_spectra(comparisons: Sequence[Comparison], figure: Figure) -> None:

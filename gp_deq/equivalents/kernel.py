@@ -23,7 +23,7 @@ from .operator import EquivalentLinearOperator
 __all__ = ["HighDimensionalDEQKernel", "equivalent_kernel"]
 
 #: Standard deviation of the squared norms, relative to their mean, beyond which to warn.
-_WIDE_SPREAD = 0.5
+_WIDE_SPREAD = 1.0
 #: Root mean square of the inputs' correlations, beyond which to warn.
 _CORRELATED = 0.5
 #: Factor between the mean squared norms of inputs and reference, beyond which to warn.
@@ -115,7 +115,7 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
             ValueError: they are not ``n x d``, not finite, or all at the centre.
 
         Warns:
-            NumericalWarning: their squared norms vary by more than half of their mean, or they are
+            NumericalWarning: their squared norms vary by more than their mean, or they are
                 correlated by more than a half in root mean square.
         """
         if inputs.dim() != 2 or not inputs.numel():
