@@ -54,6 +54,11 @@ def dense(matrix: EquivalentLinearOperator) -> Tensor:
 class TestSquare(LinearOperatorTestCase, unittest.TestCase):
     seed = 0
 
+    def setUp(self) -> None:
+        super().setUp()
+        # which BoTorch, where another test has imported it, switches off
+        self.enterContext(settings.fast_computations(True, True, True))
+
     def create_linear_op(self) -> LinearOperator:
         return operator().clone().requires_grad_(True)
 
