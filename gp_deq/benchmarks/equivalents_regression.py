@@ -108,7 +108,8 @@ def _fit(
 def compare(rows: int, steps: int, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Root mean squared error and negative log predictive density of new targets, by kernel.
 
-    By Cholesky's factorization, so that nothing but the kernels differs.
+    Both by Cholesky's factorization. The activation of the exact kernel is centred once, at the
+    initial hyperparameters, that of the equivalent at each step.
 
     Args:
         rows: To learn from.

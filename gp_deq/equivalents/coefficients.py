@@ -73,7 +73,8 @@ def gaussian_moments(activation: Activation, tau: Tensor) -> Moments:
 
     Args:
         activation: Defined by its ``__call__``.
-        tau: Positive, of any shape.
+        tau: Positive, of any shape. Curvatures lose digits where the activation is nearly linear at
+            its scale: with softplus all below 1e-8.
 
     Raises:
         ValueError: an expectation is not finite.
