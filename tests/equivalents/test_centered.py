@@ -130,7 +130,7 @@ def test_variance_slopes(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_many_pairs_at_once(name: str) -> None:
-    """Batches of matrices have the values of their pairs; means of many inputs are interpolated."""
+    """Batches of matrices have the values of their pairs."""
     psi = Centered(activation(name), CONSTANT, SCALE)
     x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -243,3 +243,13 @@ def test_equilibrium(share: float, size: float) -> None:
     # the injected covariance and the scale's square are rounded
     assert found[0, 1].item() == pytest.approx(float(phi.G(v1, v2, c)), rel=1e-12)
     assert found[0, 0].item() == pytest.approx(float(phi.G(v1, v1, v1)), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
+def test_distances_keep_their_digits(name: str) -> None:
+    """A constant leaves them alone, also those of inputs that nearly coincide."""
+    x = torch.tensor([[0.5, -1.25, 0.75]], dtype=torch.float64)
+    pair = PairCovariance.from_inputs(x, x + 1e-7, 0.1)
+    found = Centered(activation(name), CONSTANT, SCALE).dual(pair)
+    expected = SCALE**2 * activation(name).dual(pair).sqdist
+    assert torch.allclose(found.sqdist, expected, rtol=1e-14, atol=0.0)
