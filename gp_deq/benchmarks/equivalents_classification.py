@@ -32,7 +32,7 @@ from torch.nn.functional import one_hot
 
 from gp_deq.activations import Activation
 from gp_deq.benchmarks.equivalents_spectra import deq_kernel
-from gp_deq.benchmarks.mnist import load_mnist
+from gp_deq.benchmarks.mnist import Images, load_mnist
 from gp_deq.benchmarks.runs import Row
 from gp_deq.equivalents import Centered, ExplicitKernel, centered_kernel, match_explicit
 from gp_deq.equivalents.coefficients import gaussian_moments
@@ -46,7 +46,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FEATURES", "Digits", "Score", "Settings", "classify", "digits", "draw"]
+__all__ = ["FEATURES", "Score", "Settings", "classify", "digits", "draw"]
 __all__ += ["equilibrium", "run", "summarize"]
 
 #: The networks.
@@ -71,23 +71,6 @@ class Settings:
 
     num_train: int = 5000
     num_test: int = 2000
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Images, standardised by the training part.
-
-    Args:
-        train_x: ``n x 784``.
-        train_y: Digits, ``n``.
-        test_x: ``m x 784``.
-        test_y: ``m``.
-    """
-
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
 
 
 @dataclass(frozen=True)
@@ -124,8 +107,10 @@ class Score(Row):
 
 
 @cache
-def digits(settings: Settings) -> Digits:
+def digits(settings: Settings) -> Images:
     """The first training images, and test images of a random choice that is always the same.
+
+    They are standardised by the training part.
 
     Args:
         settings: The images.
@@ -136,7 +121,7 @@ def digits(settings: Settings) -> Digits:
     train_x = images.train_x[: settings.num_train]
     mean = train_x.mean(0)
     scale = (train_x - mean).square().sum(-1).mean().sqrt()
-    return Digits(
+    return Images(
         (train_x - mean) / scale,
         images.train_y[: settings.num_train],
         (images.test_x[chosen] - mean) / scale,

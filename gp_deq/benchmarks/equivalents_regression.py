@@ -15,8 +15,6 @@ seconds of the steps and the peak memory of the process are shown.
 from __future__ import annotations
 
 import argparse
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -35,7 +33,7 @@ from gpytorch.models import ExactGP
 from torch import Tensor
 
 from gp_deq import DEQNNGPKernel
-from gp_deq.benchmarks.speed import conditions
+from gp_deq.benchmarks.speed import conditions, max_resident
 from gp_deq.equivalents import HighDimensionalDEQKernel, centered_kernel
 
 try:
@@ -43,7 +41,7 @@ try:
 except ImportError as error:
     raise ImportError(f'the experiment needs {error.name}: pip install "gp_deq[cli]"') from error
 
-__all__ = ["Data", "compare", "large", "main", "make_data", "peak_megabytes"]
+__all__ = ["Data", "compare", "large", "main", "make_data"]
 
 
 class Data(NamedTuple):
@@ -158,12 +156,6 @@ def large(rows: int, steps: int, dtype: torch.dtype, seed: int = 0) -> tuple[lis
     return seconds, (mean - data.test_y).square().mean().sqrt().item()
 
 
-def peak_megabytes() -> float:
-    """Largest memory that the process has held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare exact and equivalent kernel, and fit the equivalent to many rows.
 
@@ -192,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{options.rows} rows, {options.dtype}: a step {median(seconds):.1f} s in the median "
         f"({min(seconds):.1f} to {max(seconds):.1f}), RMSE {error:.3f}, peak memory "
-        f"{peak_megabytes():.0f} MB"
+        f"{max_resident() * 2**20 / 1e6:.0f} MB"
     )
     if options.few:
         for name, (error, density) in compare(options.few, options.fits).items():

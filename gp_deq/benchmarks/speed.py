@@ -67,6 +67,7 @@ __all__ = [
     "draw",
     "infinite_width_bnn",
     "interleaved_times",
+    "max_resident",
     "peak_memory",
     "read_csv",
     "run_speed",
@@ -492,7 +493,8 @@ def _status(key: str) -> float:
     return int(match.group(1)) / 1024
 
 
-def _max_resident() -> float:
+def max_resident() -> float:
+    """Largest memory in MiB that the process has held."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -508,9 +510,9 @@ def _peak_above_start(function: Callable[[], object]) -> float:
         function()
         return _status("VmHWM") - before
     except OSError:
-        before = _max_resident()
+        before = max_resident()
         function()
-        return _max_resident() - before
+        return max_resident() - before
 
 
 def _in_process(function: str, arguments: object, environment: Mapping[str, str]) -> object:

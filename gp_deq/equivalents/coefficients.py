@@ -57,11 +57,6 @@ class Moments(NamedTuple):
         r""":math:`(\operatorname E\varphi'')^2`."""
         return self.curvature.square()
 
-    @property
-    def g4(self) -> Tensor:
-        r""":math:`\operatorname E(\tilde\varphi^2)''`."""
-        return self.square_curvature
-
 
 def gaussian_moments(activation: Activation, tau: Tensor) -> Moments:
     r"""Expectations by quadrature, the derivatives of the activation by partial integration.
@@ -234,7 +229,7 @@ def high_dimensional_coefficients(
     moments = gaussian_moments(activation, tau)
     gap = 1 - weight * moments.g1
     alpha_1 = moments.g1 / gap
-    alpha_4 = 1 / (1 - weight * moments.g4 / 2)
+    alpha_4 = 1 / (1 - weight * moments.square_curvature / 2)
     alpha_2 = moments.g2 * alpha_4.square() / (4 * gap)
     alpha_3 = moments.g2 * (1 + weight * alpha_1).square() / (2 * gap)
     beta_1 = alpha_1 / gap

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from gpytorch.utils.warnings import NumericalWarning
@@ -28,6 +29,9 @@ _WIDE_SPREAD = 1.0
 _CORRELATED = 0.5
 #: Factor between the mean squared norms of inputs and reference, beyond which to warn.
 _FAR = 4.0
+
+
+K = TypeVar("K", bound=EquilibriumKernel)
 
 
 class HighDimensionalDEQKernel(EquilibriumKernel):
@@ -192,9 +196,8 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         self._check_size(norms, mean_square)
         # a lengthscale for all dimensions goes into the scalars, which spares z a gradient
         injected = unit * norms
-        mean, slope, curvature, diagonal = (
-            value.unsqueeze(-1) for value in self._scalars(injected)
-        )
+        scalars = self._scalars(injected, (unit * mean_square)[..., 0, 0])
+        mean, slope, curvature, diagonal = (value.unsqueeze(-1) for value in scalars)
         nugget = diagonal - mean.square() - slope.square() * injected
         nugget = nugget - curvature.square() * injected.square()
         root = torch.cat([mean, unit.sqrt() * slope * z], -1)
@@ -202,9 +205,8 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         parts = (root, z, unit * curvature, nugget.clamp_min(0.0), _keys(x))
         return [part.expand(*batch, -1, -1) for part in parts]
 
-    def _scalars(self, injected: Tensor) -> InputScalars:
-        shape = injected.shape[:-1]
-        weight, level = self.weight_variance[..., 0, 0], self.level()
+    def _scalars(self, injected: Tensor, level: Tensor) -> InputScalars:
+        shape, weight = injected.shape[:-1], self.weight_variance[..., 0, 0]
         if not self.batch_shape:
             found = input_scalars(self.activation, weight, level, injected.flatten(), self.tangent)
             return InputScalars(*(value.reshape(shape) for value in found))
@@ -297,16 +299,26 @@ def equivalent_kernel(
             'Only the tangent kernel of the recurrent weights, trained="recurrent", has an '
             f"equivalent, not {kernel.trained!r}."
         )
-    equivalent = HighDimensionalDEQKernel(
-        kernel.activation,
-        tangent,
-        center=kernel.center.reshape(-1),
-        ard_num_dims=kernel.ard_num_dims,
-        active_dims=kernel.active_dims,
-        lengthscale_constraint=kernel.raw_lengthscale_constraint,
-        weight_variance_constraint=kernel.raw_weight_variance_constraint,
-    ).to(kernel.raw_lengthscale)
-    equivalent.lengthscale = kernel.lengthscale.detach()
-    equivalent.weight_variance = kernel.weight_variance.detach()
+    make = partial(HighDimensionalDEQKernel, kernel.activation, tangent)
+    equivalent = with_hyperparameters(make, kernel)
     equivalent.set_reference(reference)
     return equivalent
+
+
+def with_hyperparameters(make: Callable[..., K], source: EquilibriumKernel) -> K:
+    """A kernel with the centre, the lengthscales and the weight variance of another, not its bias.
+
+    Args:
+        make: Makes the kernel, given GPyTorch's arguments.
+        source: The other, not a batch.
+    """
+    kernel = make(
+        center=source.center.reshape(-1),
+        ard_num_dims=source.ard_num_dims,
+        active_dims=source.active_dims,
+        lengthscale_constraint=source.raw_lengthscale_constraint,
+        weight_variance_constraint=source.raw_weight_variance_constraint,
+    ).to(source.raw_lengthscale)
+    kernel.lengthscale = source.lengthscale.detach()
+    kernel.weight_variance = source.weight_variance.detach()
+    return kernel

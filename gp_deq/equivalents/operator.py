@@ -100,8 +100,9 @@ class EquivalentLinearOperator(LinearOperator):
         rows, columns = self.rows, self.columns
         linear = rows.root @ (columns.root.mT @ rhs)
         square = rows.weight * squared_gram_matmul(rows.z, columns.z, columns.weight * rhs)
-        equals = _sum_of_equals(rows.key, columns.key, rhs)
-        weighted = _sum_of_equals(rows.key, columns.key, columns.nugget * rhs)
+        weighted = columns.nugget * rhs
+        both = torch.cat([rhs.expand_as(weighted), weighted], -1)
+        equals, weighted = _sum_of_equals(rows.key, columns.key, both).tensor_split(2, -1)
         value = linear + square + (rows.nugget * equals + weighted) / 2
         return value if self.noise is None else value + self.noise.unsqueeze(-1) * rhs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from ..kernels import DEQNNGPKernel, DEQNTKKernel
 from .centered import Centered
 from .coefficients import gaussian_moments
 from .explicit import ExplicitNetwork, match_explicit
-from .kernel import HighDimensionalDEQKernel, equivalent_kernel
+from .kernel import HighDimensionalDEQKernel, equivalent_kernel, with_hyperparameters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,17 +89,8 @@ def _centered(
     with torch.no_grad():
         moments = gaussian_moments(kernel.activation, equivalent.coefficients().tau)
     options = {"trained": kernel.trained} if isinstance(kernel, DEQNTKKernel) else {}
-    centered = type(kernel)(
-        Centered(kernel.activation, moments.mean.item()),
-        center=kernel.center.reshape(-1),
-        ard_num_dims=kernel.ard_num_dims,
-        active_dims=kernel.active_dims,
-        lengthscale_constraint=kernel.raw_lengthscale_constraint,
-        weight_variance_constraint=kernel.raw_weight_variance_constraint,
-        **options,
-    ).to(kernel.raw_lengthscale)
-    centered.lengthscale = kernel.lengthscale.detach()
-    centered.weight_variance = kernel.weight_variance.detach()
+    activation = Centered(kernel.activation, moments.mean.item())
+    centered = with_hyperparameters(partial(type(kernel), activation, **options), kernel)
     centered.bias_variance = 0.0
     return centered
 
