@@ -75,6 +75,9 @@ __all__ = [
 ]
 
 _MIB = 2.0**20
+#: For the environment of a process whose peak memory is measured: glibc takes every block of 64 KiB
+#: or more from the system and gives it back when freed, so that freed memory is not counted.
+FREED_BLOCKS_GO_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 
 
 def _matern(ard_num_dims: int) -> Kernel:
@@ -569,7 +572,7 @@ def peak_memory(spec: KernelSpec, n: int, num_dims: int) -> float:
         "num_dims": num_dims,
         "threads": torch.get_num_threads(),
     }
-    peak = _in_process("_memory_worker", options, {"MALLOC_MMAP_THRESHOLD_": str(2**16)})
+    peak = _in_process("_memory_worker", options, FREED_BLOCKS_GO_BACK)
     assert isinstance(peak, float)
     return peak
 
