@@ -126,6 +126,10 @@ class Activation(ABC):
         """``P`` of all pairs, ``... x n x m``."""
         return self.expectations(*self._pair_features(pair), pair.sqdist)[1]
 
+    def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
+        """:meth:`dual` and :meth:`derivative_dual`, for activations that find both at once."""
+        return self.dual(pair), self.derivative_dual(pair)
+
     def variance_slope(self, pair: PairCovariance) -> Tensor:
         """Derivative of ``G`` by ``var1`` at fixed covariance, ``... x n x m``."""
         return self.variance_slopes(*self._pair_features(pair), pair.sqdist)[0]

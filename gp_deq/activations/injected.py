@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .angles import angle
 from .pair_covariance import PairCovariance
-from .piecewise_linear import angle
 
 
 def injected_angle(

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .angles import angle
 from .hermite import Hermite, count_terms, power_series, series_dual
 from .pair_covariance import PairCovariance, safe_sqrt
-from .piecewise_linear import ReLU, angle
+from .piecewise_linear import ReLU
 
 
 class ExponentialFamilyLink:

@@ -81,9 +81,12 @@ class _InputDifferences(torch.autograd.Function):
         ctx.save_for_backward(x1, x2)
         sqdist = squared_distance(x1, x2)
         normdiff = torch.zeros_like(sqdist)
+        difference, total = torch.empty_like(sqdist), torch.empty_like(sqdist)
         for column1, column2 in zip(x1.unbind(-1), x2.unbind(-1), strict=True):
             first, second = column1.unsqueeze(-1), column2.unsqueeze(-2)
-            normdiff.addcmul_(first - second, first + second)
+            torch.sub(first, second, out=difference)
+            torch.add(first, second, out=total)
+            normdiff.addcmul_(difference, total)
         return sqdist, normdiff
 
     @staticmethod

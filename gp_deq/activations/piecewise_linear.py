@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .activation import Activation
+from .angles import angle, bent_distance
 from .pair_covariance import PairCovariance, safe_sqrt
 
 
@@ -66,34 +66,38 @@ class LeakyReLU(Activation):
         accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
-        pair = _pair(features1, features2, sqdist)
-        return self.dual(pair).cov, self.derivative_dual(pair)
+        dual, slope = self.dual_and_derivative(_pair(features1, features2, sqdist))
+        return dual.cov, slope
 
     def variance_slopes(
         self, features1: Tensor, features2: Tensor, sqdist: Tensor
     ) -> tuple[Tensor, Tensor]:
         r""":math:`\frac{(1-n)^2}{4\pi} \sqrt{v_2/v_1} \sin\theta`, zero at a zero variance."""
         pair = _pair(features1, features2, sqdist)
-        sine = self.angular_part / 2 * _Angle.apply(pair.versine).sin()
+        sine = self.angular_part / 2 * angle(pair.versine).sin()
         root1, root2 = safe_sqrt(pair.var1), safe_sqrt(pair.var2)
         slope1 = sine * root2 / root1.masked_fill(root1 == 0, math.inf)
         slope2 = sine * root1 / root2.masked_fill(root2 == 0, math.inf)
         return slope1, slope2
 
     def dual(self, pair: PairCovariance) -> PairCovariance:
-        r"""See :meth:`Activation.dual`.
+        """See :meth:`Activation.dual`."""
+        return self.dual_and_derivative(pair)[0]
+
+    def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
+        r"""See :meth:`Activation.dual_and_derivative`.
 
         The squared distance is :math:`\frac{1+n^2}2 m - \frac{(1-n)^2}{\pi}\sqrt{v_1 v_2}\,S`, to
         rounding in relative terms.
         """
-        scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
-        bend = 2 * self.angular_part * scale * sine_excess(pair.versine)
-        return PairCovariance(
+        sqdist, theta = bent_distance(pair, self.linear_part, self.angular_part)
+        dual = PairCovariance(
             self.linear_part * pair.var1,
             self.linear_part * pair.var2,
-            self.linear_part * pair.sqdist - bend,
+            sqdist,
             self.diagonal_difference(*pair[:2], pair.vardiff),
         )
+        return dual, self.linear_part - self.angular_part * theta
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
@@ -149,58 +153,3 @@ class Identity(LeakyReLU):
 def _pair(var1: Tensor, var2: Tensor, sqdist: Tensor) -> PairCovariance:
     var2 = var2.mT
     return PairCovariance(var1, var2, sqdist, var1 - var2)
-
-
-def angle(versine: Tensor) -> Tensor:
-    r""":math:`\theta = 2\arcsin\sqrt{e/2}` for :math:`e = 1 - \cos\theta` in ``[0, 2]``.
-
-    Its derivative :math:`1/\sin\theta` is taken as zero at the cusps :math:`\theta = 0, \pi`.
-    """
-    return _Angle.apply(versine)
-
-
-def sine_excess(versine: Tensor) -> Tensor:
-    r""":math:`S = \sin\theta - \theta\cos\theta` for :math:`e = 1 - \cos\theta`; ``dS/de = angle``.
-
-    Nine terms of its Taylor series below :math:`\theta = 1`, where the difference cancels.
-    """
-    return _SineExcess.apply(versine)
-
-
-class _Angle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, versine: Tensor) -> Tensor:
-        ctx.save_for_backward(versine)
-        return 2 * (versine / 2).sqrt_().asin_()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (versine,) = ctx.saved_tensors
-        smooth = (versine > 0) & (versine < 2)
-        sine = (torch.where(smooth, versine * (2 - versine), 1.0)).sqrt()
-        return torch.where(smooth, grad / sine, 0.0)
-
-
-class _SineExcess(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, versine: Tensor) -> Tensor:
-        ctx.save_for_backward(versine)
-        return sine_excess_of_angle(_Angle.apply(versine))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (versine,) = ctx.saved_tensors
-        return grad * _Angle.apply(versine)
-
-
-# S = sum_k (-1)^(k+1) 2k theta^(2k+1) / (2k+1)!, the first nine terms
-_SINE_EXCESS_TERMS = [(-1) ** (k + 1) * 2 * k / math.factorial(2 * k + 1) for k in range(1, 10)]
-
-
-def sine_excess_of_angle(theta: Tensor) -> Tensor:
-    """``sin(theta) - theta * cos(theta)`` without cancellation."""
-    square = theta.square()
-    series = torch.full_like(theta, _SINE_EXCESS_TERMS[-1])
-    for coefficient in reversed(_SINE_EXCESS_TERMS[:-1]):
-        series = series * square + coefficient
-    return torch.where(theta < 1, series * square * theta, theta.sin() - theta * theta.cos())

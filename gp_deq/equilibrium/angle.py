@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import settings
+from ..activations.angles import sine_excess_of_angle
 from ..activations.pair_covariance import squared_distance
-from ..activations.piecewise_linear import LeakyReLU, sine_excess_of_angle
+from ..activations.piecewise_linear import LeakyReLU
 from .angle_fit import STEPS_AT_NODES, fit_angle, newton_step
 from .fixed_point import contraction
 from .homogeneous import HomogeneousSolver

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..activations.piecewise_linear import sine_excess_of_angle
+from ..activations.angles import sine_excess_of_angle
 from .chebyshev import chebyshev
 from .pairwise import take
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..activations import Activation, PairCovariance
-from ..activations.piecewise_linear import LeakyReLU, angle, sine_excess_of_angle
+from ..activations.angles import angle, sine_excess_of_angle
+from ..activations.piecewise_linear import LeakyReLU
 from .newton import newton
 from .report import SolverMonitor
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..activations.piecewise_linear import angle, sine_excess, sine_excess_of_angle
+from ..activations.angles import angle, sine_excess, sine_excess_of_angle
 from .implicit import implicit_root
 from .newton import newton
 from .report import SolverMonitor

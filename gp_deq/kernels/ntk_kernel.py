@@ -72,8 +72,8 @@ class NTKKernel(FiniteDepthKernel):
             if level > 0:
                 source = weight_variance * value if recurrent else sigma.cov
                 theta = source + weight_variance * slope * theta
-            value = self.activation.dual(sigma).cov
-            slope = self.activation.derivative_dual(sigma)
+            dual, slope = self.activation.dual_and_derivative(sigma)
+            value = dual.cov
         if self.trained == "preactivation":
             return theta
         return slope * theta if self.trained == "hidden" else value + slope * theta

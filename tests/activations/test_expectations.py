@@ -250,6 +250,33 @@ def point_sets(n: int, d: int) -> st.SearchStrategy[Tensor]:
     )
 
 
+@pytest.mark.parametrize("outputs", ["distance", "slope", "both"])
+@pytest.mark.parametrize("slope", [0.0, 0.3, -0.5])
+def test_gradients_of_piecewise_linear_duals(slope: float, outputs: str) -> None:
+    """Closed forms agree with automatic differentiation, also at zero and opposite inputs.
+
+    The latter are taken where gradients have a graph.
+    """
+    torch.manual_seed(0)
+    x1 = torch.randn(6, 3, dtype=torch.float64)
+    x2 = torch.cat([torch.zeros(1, 3, dtype=torch.float64), -x1[:1], x1[1:2], x1[2:4] + 1e-6])
+    x1[-1] = 0.0
+    x1, x2 = x1.requires_grad_(), x2.requires_grad_()
+    pair = PairCovariance.from_inputs(x1, x2, 0.0)
+    dual, derivative = PackageLeakyReLU(slope).dual_and_derivative(pair)
+    weights = torch.randn(2, 6, 5, dtype=torch.float64)
+    values = {"distance": weights[0] * dual.sqdist, "slope": weights[1] * derivative}
+    total = sum(v.sum() for k, v in values.items() if outputs in (k, "both"))
+    closed = torch.autograd.grad(total, (x1, x2), retain_graph=True)
+    graph = torch.autograd.grad(total, (x1, x2), create_graph=True)
+    for found, expected in zip(closed, graph, strict=True):
+        assert expected.abs().max() > 0.1
+        # derivatives of the angle, up to 1e6 at the close inputs, amplify rounding by as much again
+        torch.testing.assert_close(
+            found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max())
+        )
+
+
 @pytest.mark.parametrize("name", ALL_NAMES)
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(x=point_sets(5, 2), bias=st.floats(1e-6, 10))
