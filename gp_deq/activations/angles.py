@@ -58,15 +58,27 @@ _SINE_EXCESS_TERMS = [(-1) ** (k + 1) * 2 * k / math.factorial(2 * k + 1) for k 
 
 
 def sine_excess_of_angle(theta: Tensor) -> Tensor:
-    """``sin(theta) - theta * cos(theta)`` without cancellation; without a graph."""
-    square = theta.square()
-    highest, *terms = (theta.new_tensor(term) for term in reversed(_SINE_EXCESS_TERMS))
-    series = highest.expand(theta.shape).clone()
-    for term in terms:
-        torch.addcmul(term, series, square, out=series)
-    series.mul_(square).mul_(theta)
-    sine, cosine = theta.sin(), torch.cos(theta, out=square)
-    return torch.where(theta < 1, series, sine.addcmul_(theta, cosine, value=-1))
+    """``sin(theta) - theta * cos(theta)`` without cancellation."""
+    return _SineExcessOfAngle.apply(theta)
+
+
+class _SineExcessOfAngle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor) -> Tensor:
+        ctx.save_for_backward(theta)
+        square = theta.square()
+        highest, *terms = (theta.new_tensor(term) for term in reversed(_SINE_EXCESS_TERMS))
+        series = highest.expand(theta.shape).clone()
+        for term in terms:
+            torch.addcmul(term, series, square, out=series)
+        series.mul_(square).mul_(theta)
+        sine, cosine = theta.sin(), torch.cos(theta, out=square)
+        return torch.where(theta < 1, series, sine.addcmul_(theta, cosine, value=-1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (theta,) = ctx.saved_tensors
+        return grad * theta * theta.sin()
 
 
 def bent_distance(

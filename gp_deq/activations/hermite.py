@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .activation import Activation
 from .pair_covariance import PairCovariance, safe_sqrt
+from .power_series import power_series, series_dual
 
 
 class Hermite(Activation):
@@ -87,14 +88,13 @@ class Hermite(Activation):
         accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
-        _, _, value1, slope1 = self._split(features1)
-        _, _, value2, slope2 = self._split(features2)
+        _, _, value1, _ = self._split(features1)
+        _, _, value2, _ = self._split(features2)
         correlation = self._correlation(features1, features2, sqdist)
-        slope1, slope2 = slope1[..., : self.degree], slope2[..., : self.degree]
         root = None if accuracy is None else accuracy**0.5
         return (
             power_series(value1, value2, correlation, accuracy),
-            power_series(slope1, slope2, correlation, root),
+            self._slope(features1, features2, correlation, root),
         )
 
     def variance_slopes(
@@ -123,6 +123,12 @@ class Hermite(Activation):
         _, _, value1, _ = self._split(self.features(pair.var1))
         _, _, value2, _ = self._split(self.features(pair.var2.mT))
         return series_dual(value1, value2, pair.versine)
+
+    def derivative_dual(self, pair: PairCovariance) -> Tensor:
+        """See :meth:`Activation.derivative_dual`."""
+        features1, features2 = self._pair_features(pair)
+        correlation = self._correlation(features1, features2, pair.sqdist)
+        return self._slope(features1, features2, correlation)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`; cut at the same degree."""
@@ -162,6 +168,17 @@ class Hermite(Activation):
     def _split(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         variance, root, value, slope = features.split((1, 1, self.degree + 1, self.degree + 2), -1)
         return variance, root, value, slope
+
+    def _slope(
+        self,
+        features1: Tensor,
+        features2: Tensor,
+        correlation: Tensor,
+        accuracy: float | None = None,
+    ) -> Tensor:
+        """P."""
+        slope1, slope2 = (self._split(x)[3][..., : self.degree] for x in (features1, features2))
+        return power_series(slope1, slope2, correlation, accuracy)
 
     def _correlation(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
         var1, var2 = features1[..., :1], features2[..., :1].mT
@@ -231,86 +248,6 @@ def value_and_slope(fn: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Ten
         else:
             slope = torch.zeros_like(points)
     return (value, slope) if keep else (value.detach(), slope)
-
-
-def series_dual(value1: Tensor, value2: Tensor, versine: Tensor) -> PairCovariance:
-    """Covariance of two functions of a pair, given their coefficients.
-
-    Args:
-        value1: Coefficients of the first function, ``... x n x (K + 1)``.
-        value2: Coefficients of the second, ``... x m x (K + 1)``.
-        versine: One minus the correlation of their arguments, ``... x n x m``.
-    """
-    correlation = 1 - versine
-    tail = torch.zeros_like(versine)
-    bend = torch.zeros_like(versine)
-    for k in range(value1.shape[-1] - 1, 0, -1):
-        tail = tail + value1[..., :, None, k] * value2[..., None, :, k]
-        bend = bend * correlation + tail
-    radial = torch.cdist(value1.detach(), value2.detach()).square()
-    if value1.requires_grad or value2.requires_grad:
-        radial = (value1.unsqueeze(-2) - value2.unsqueeze(-3)).square().sum(-1)
-    var1 = value1.square().sum(-1, keepdim=True)
-    var2 = value2.square().sum(-1).unsqueeze(-2)
-    return PairCovariance(var1, var2, radial + 2 * versine * bend, var1 - var2)
-
-
-def count_terms(first: Tensor, second: Tensor) -> int:
-    """Number of leading terms beyond which all together are below rounding, in variances too."""
-    pairs = zip(_term_bounds(first, first), _term_bounds(second, second), strict=True)
-    bounds = [max(pair) for pair in pairs]
-    return max(1, _count(bounds, torch.finfo(first.dtype).eps / 8 * sum(bounds)))
-
-
-def power_series(
-    first: Tensor, second: Tensor, ratio: Tensor, accuracy: float | None = None
-) -> Tensor:
-    """Sum over k of ``first[..., i, k] * second[..., j, k] * ratio[..., i, j]**k``.
-
-    Even and odd terms apart, since many functions have few of one kind, each without the tail that
-    falls below the accuracy, by default rounding.
-    """
-    bounds = _term_bounds(first, second)
-    negligible = (accuracy or torch.finfo(ratio.dtype).eps / 8) * sum(bounds)
-    square = ratio * ratio
-    even = _horner(first[..., ::2], second[..., ::2], square, _count(bounds[::2], negligible))
-    count = _count(bounds[1::2], negligible)
-    if count == 0:
-        return even
-    odd = _horner(first[..., 1::2], second[..., 1::2], square, count)
-    return torch.addcmul(even, odd, ratio)
-
-
-def _horner(first: Tensor, second: Tensor, ratio: Tensor, count: int) -> Tensor:
-    """The first terms of the series, at least one."""
-    count = max(count, 1)
-    rows = first[..., :count].mT.unsqueeze(-1).unbind(-3)
-    columns = second[..., :count].mT.unsqueeze(-2).unbind(-3)
-    total = torch.zeros_like(ratio).addcmul_(rows[-1], columns[-1])
-    graph = torch.is_grad_enabled() and any(x.requires_grad for x in (first, second, ratio))
-    for row, column in zip(rows[-2::-1], columns[-2::-1], strict=True):
-        total = total * ratio if graph else total.mul_(ratio)
-        total = total.addcmul_(row, column)
-    return total
-
-
-def _count(bounds: list[float], negligible: float) -> int:
-    """Number of terms whose rest is not negligible."""
-    rest = 0.0
-    for index in range(len(bounds), 0, -1):
-        rest += bounds[index - 1]
-        if rest > negligible:
-            return index
-    return 0
-
-
-def _term_bounds(first: Tensor, second: Tensor) -> list[float]:
-    """Largest absolute term of each degree."""
-    if first.numel() == 0 or second.numel() == 0:
-        return [0.0] * first.shape[-1]
-    largest = [x.detach().abs().mT.flatten(-1).amax(-1) for x in (first, second)]
-    largest = [x if x.dim() == 1 else x.flatten(0, -2).amax(0) for x in largest]
-    return (largest[0] * largest[1]).tolist()
 
 
 def _log_grid(root: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .angles import angle
-from .hermite import Hermite, count_terms, power_series, series_dual
+from .hermite import Hermite
 from .pair_covariance import PairCovariance, safe_sqrt
 from .piecewise_linear import ReLU
+from .power_series import count_terms, power_series, series_dual
 
 
 class ExponentialFamilyLink:

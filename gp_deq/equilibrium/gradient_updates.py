@@ -21,9 +21,10 @@ from torch import Tensor
 
 from .. import settings
 from ..activations import PairCovariance
-from ..activations.hermite import Hermite, power_series
+from ..activations.hermite import Hermite
 from ..activations.link import ExponentialFamilyLink, product_dual
 from ..activations.pair_covariance import safe_sqrt
+from ..activations.power_series import power_series
 from .implicit import implicit_root
 from .newton import newton
 from .report import SolverMonitor

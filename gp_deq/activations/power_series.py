@@ -1,0 +1,202 @@
+r"""Sums :math:`\sum_k a_k(x)\, a'_k(x')\, r^k` over all pairs, as Mehler's formula has them.
+
+They are evaluated by Horner's rule in place. Their gradients are evaluated without the graph that
+the rule would leave behind: by the coefficients of an input they are sums over its partners, by the
+ratio another series. Where gradients are themselves differentiated, there is a graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .pair_covariance import PairCovariance
+
+
+def power_series(
+    first: Tensor, second: Tensor, ratio: Tensor, accuracy: float | None = None
+) -> Tensor:
+    """Sum over k of ``first[..., i, k] * second[..., j, k] * ratio[..., i, j]**k``.
+
+    Terms that all together fall below the accuracy are left out, and so are those of even or of odd
+    degree where there are none.
+
+    Args:
+        first: Coefficients of the first inputs, ``... x n x k``.
+        second: Those of the second, ``... x m x k``.
+        ratio: ``... x n x m``.
+        accuracy: Error allowed, relative to a bound of the sum of absolute terms; None for
+            rounding.
+
+    Returns:
+        ``... x n x m``.
+    """
+    counts = _counts(first, second, accuracy)
+    return _PowerSeries.apply(first, second, ratio, counts)
+
+
+def series_dual(value1: Tensor, value2: Tensor, versine: Tensor) -> PairCovariance:
+    r"""Covariance of two functions of a pair, given their coefficients.
+
+    The squared distance is :math:`\sum_k (a_k - a_k')^2 + 2 e \sum_j r^j \sum_{k > j} a_k a_k'`
+    with :math:`e = 1 - r`: no difference of large terms.
+
+    Args:
+        value1: Coefficients of the first function, ``... x n x (K + 1)``.
+        value2: Coefficients of the second, ``... x m x (K + 1)``.
+        versine: One minus the correlation of their arguments, ``... x n x m``.
+    """
+    var1 = value1.square().sum(-1, keepdim=True)
+    var2 = value2.square().sum(-1).unsqueeze(-2)
+    sqdist = _SeriesDistance.apply(value1, value2, versine)
+    return PairCovariance(var1, var2, sqdist, var1 - var2)
+
+
+def count_terms(first: Tensor, second: Tensor) -> int:
+    """Number of leading terms beyond which all together are below rounding, in variances too."""
+    pairs = zip(_term_bounds(first, first), _term_bounds(second, second), strict=True)
+    bounds = [max(pair) for pair in pairs]
+    return max(1, _count(bounds, torch.finfo(first.dtype).eps / 8 * sum(bounds)))
+
+
+class _PowerSeries(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, first: Tensor, second: Tensor, ratio: Tensor, counts: tuple[int, int]
+    ) -> Tensor:
+        ctx.counts = counts
+        ctx.save_for_backward(first, second, ratio)
+        return _sum_series(first, second, ratio, counts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        first, second, ratio = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        return *_gradients(first, second, ratio, ctx.counts, grad, needed), None
+
+
+class _SeriesDistance(torch.autograd.Function):
+    r"""The sum of both variances less twice the power series, without cancellation."""
+
+    @staticmethod
+    def forward(ctx: Any, value1: Tensor, value2: Tensor, versine: Tensor) -> Tensor:
+        ctx.save_for_backward(value1, value2, versine)
+        correlation = 1 - versine
+        tail, bend = torch.zeros_like(versine), torch.zeros_like(versine)
+        rows, columns = _columns(value1, value2)
+        for row, column in zip(rows[:0:-1], columns[:0:-1], strict=True):
+            bend.mul_(correlation).add_(tail.addcmul_(row, column))
+        radial = torch.cdist(value1, value2, compute_mode="donot_use_mm_for_euclid_dist")
+        return radial.square_().addcmul_(versine, bend, value=2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        value1, value2, versine = ctx.saved_tensors
+        counts, needed = _counts(value1, value2, None), ctx.needs_input_grad
+        by1, by2, by_ratio = _gradients(value1, value2, 1 - versine, counts, -2 * grad, needed)
+        if by1 is not None:
+            by1 = by1 + (2 * grad.sum(-1, keepdim=True) * value1).sum_to_size(value1.shape)
+        if by2 is not None:
+            by2 = by2 + (2 * grad.sum(-2).unsqueeze(-1) * value2).sum_to_size(value2.shape)
+        return by1, by2, None if by_ratio is None else -by_ratio
+
+
+def _gradients(
+    first: Tensor,
+    second: Tensor,
+    ratio: Tensor,
+    counts: tuple[int, int],
+    grad: Tensor,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the series by those arguments that need one, None for the others."""
+    if torch.is_grad_enabled():
+        inputs = first, second, ratio = tuple(x.view_as(x) for x in (first, second, ratio))
+        wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+        value = _sum_series(first, second, ratio, counts)
+        if not value.requires_grad:  # a constant alone
+            return tuple(
+                torch.zeros_like(x) if n else None for x, n in zip(inputs, needed, strict=True)
+            )
+        found = iter(
+            torch.autograd.grad(
+                value, wanted, grad, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        )
+        return tuple(next(found) if need else None for need in needed)
+    by_first = by_second = by_ratio = None
+    if needed[2] and first.shape[-1] == 1:
+        by_ratio = torch.zeros_like(ratio)
+    elif needed[2]:
+        degrees = torch.arange(1, first.shape[-1], dtype=first.dtype, device=first.device)
+        slope_counts = max(counts[1], 1), counts[0] - 1
+        by_ratio = _sum_series(first[..., 1:] * degrees, second[..., 1:], ratio, slope_counts)
+        by_ratio = by_ratio.mul_(grad).sum_to_size(ratio.shape)
+    if needed[0] or needed[1]:
+        by_first = grad.new_zeros(*grad.shape[:-1], first.shape[-1])
+        by_second = grad.new_zeros(*grad.shape[:-2], *second.shape[-2:])
+        square = ratio.square()
+        rows, columns = _columns(first, second)
+        for odd, power in enumerate((grad.clone(), grad * ratio)):
+            for k in range(odd, 2 * counts[odd], 2):
+                by_first[..., k] = (power @ columns[k].mT).squeeze(-1)
+                by_second[..., k] = (rows[k].mT @ power).squeeze(-2)
+                power.mul_(square)
+        by_first = by_first.sum_to_size(first.shape)
+        by_second = by_second.sum_to_size(second.shape)
+    return by_first, by_second, by_ratio
+
+
+def _sum_series(first: Tensor, second: Tensor, ratio: Tensor, counts: tuple[int, int]) -> Tensor:
+    """The series, with a graph where gradients are enabled and needed."""
+    square = ratio * ratio
+    even = _horner(first[..., ::2], second[..., ::2], square, counts[0])
+    if counts[1] == 0:
+        return even
+    odd = _horner(first[..., 1::2], second[..., 1::2], square, counts[1])
+    return torch.addcmul(even, odd, ratio)
+
+
+def _horner(first: Tensor, second: Tensor, ratio: Tensor, count: int) -> Tensor:
+    """The first terms of a series."""
+    rows, columns = _columns(first[..., :count], second[..., :count])
+    total = torch.zeros_like(ratio).addcmul_(rows[-1], columns[-1])
+    graph = torch.is_grad_enabled() and any(x.requires_grad for x in (first, second, ratio))
+    for row, column in zip(rows[-2::-1], columns[-2::-1], strict=True):
+        total = total * ratio if graph else total.mul_(ratio)
+        total = total.addcmul_(row, column)
+    return total
+
+
+def _columns(first: Tensor, second: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Coefficients of each degree, ``... x n x 1`` and ``... x 1 x m``, each in one piece."""
+    first, second = first.mT.contiguous(), second.mT.contiguous()
+    return first.unsqueeze(-1).unbind(-3), second.unsqueeze(-2).unbind(-3)
+
+
+def _counts(first: Tensor, second: Tensor, accuracy: float | None) -> tuple[int, int]:
+    """Numbers of even and of odd terms whose rest is not negligible; one even term at least."""
+    bounds = _term_bounds(first, second)
+    negligible = (accuracy or torch.finfo(first.dtype).eps / 8) * sum(bounds)
+    return max(1, _count(bounds[::2], negligible)), _count(bounds[1::2], negligible)
+
+
+def _count(bounds: list[float], negligible: float) -> int:
+    """Number of terms whose rest is not negligible."""
+    rest = 0.0
+    for index in range(len(bounds), 0, -1):
+        rest += bounds[index - 1]
+        if rest > negligible:
+            return index
+    return 0
+
+
+def _term_bounds(first: Tensor, second: Tensor) -> list[float]:
+    """Largest absolute term of each degree."""
+    if first.numel() == 0 or second.numel() == 0:
+        return [0.0] * first.shape[-1]
+    largest = [x.detach().abs().mT.flatten(-1).amax(-1) for x in (first, second)]
+    largest = [x if x.dim() == 1 else x.flatten(0, -2).amax(0) for x in largest]
+    return (largest[0] * largest[1]).tolist()
