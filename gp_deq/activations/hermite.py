@@ -120,8 +120,7 @@ class Hermite(Activation):
         The squared distance is :math:`\sum_k (a_k - a_k')^2 + 2 e \sum_j r^j \sum_{k > j} a_k
         a_k'` with :math:`e = 1 - r`, the second sum by summation by parts.
         """
-        _, _, value1, _ = self._split(self.features(pair.var1))
-        _, _, value2, _ = self._split(self.features(pair.var2.mT))
+        value1, value2 = (self._split(features)[2] for features in self._pair_features(pair))
         return series_dual(value1, value2, pair.versine)
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
@@ -129,6 +128,14 @@ class Hermite(Activation):
         features1, features2 = self._pair_features(pair)
         correlation = self._correlation(features1, features2, pair.sqdist)
         return self._slope(features1, features2, correlation)
+
+    def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
+        """See :meth:`Activation.dual_and_derivative`."""
+        features1, features2 = self._pair_features(pair)
+        value1, value2 = self._split(features1)[2], self._split(features2)[2]
+        correlation = self._correlation(features1, features2, pair.sqdist)
+        slope = self._slope(features1, features2, correlation)
+        return series_dual(value1, value2, pair.versine), slope
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`; cut at the same degree."""

@@ -12,7 +12,7 @@ from .angles import angle
 from .hermite import Hermite
 from .pair_covariance import PairCovariance, safe_sqrt
 from .piecewise_linear import ReLU
-from .power_series import count_terms, power_series, series_dual
+from .power_series import power_series, series_dual
 
 
 class ExponentialFamilyLink:
@@ -98,8 +98,7 @@ class ExponentialFamilyLink:
         r"""Covariance of :math:`\rho(u)` and :math:`\rho(v)`."""
         rho1, _ = self.coefficients(pair.var1)
         rho2, _ = self.coefficients(pair.var2.mT)
-        count = count_terms(rho1, rho2)
-        return series_dual(rho1[..., :count], rho2[..., :count], pair.versine)
+        return series_dual(rho1, rho2, pair.versine)
 
     def residual_dual(
         self, pair: PairCovariance, mean1: Tensor | None, mean2: Tensor | None
@@ -115,8 +114,7 @@ class ExponentialFamilyLink:
         rho2, sigma2 = self.coefficients(pair.var2.mT)
         if mean1 is not None and mean2 is not None:
             sigma1, sigma2 = sigma1 - mean1 * rho1, sigma2 - mean2.mT * rho2
-        count = count_terms(sigma1, sigma2)
-        return series_dual(sigma1[..., :count], sigma2[..., :count], pair.versine)
+        return series_dual(sigma1, sigma2, pair.versine)
 
     def cross(self, pair: PairCovariance) -> Tensor:
         r""":math:`\operatorname E \rho(u)\sigma(v)`, ``... x n x m``."""

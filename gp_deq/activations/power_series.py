@@ -50,15 +50,9 @@ def series_dual(value1: Tensor, value2: Tensor, versine: Tensor) -> PairCovarian
     """
     var1 = value1.square().sum(-1, keepdim=True)
     var2 = value2.square().sum(-1).unsqueeze(-2)
-    sqdist = _SeriesDistance.apply(value1, value2, versine)
+    count = _count_distance_terms(value1, value2)
+    sqdist = _SeriesDistance.apply(value1[..., :count], value2[..., :count], versine)
     return PairCovariance(var1, var2, sqdist, var1 - var2)
-
-
-def count_terms(first: Tensor, second: Tensor) -> int:
-    """Number of leading terms beyond which all together are below rounding, in variances too."""
-    pairs = zip(_term_bounds(first, first), _term_bounds(second, second), strict=True)
-    bounds = [max(pair) for pair in pairs]
-    return max(1, _count(bounds, torch.finfo(first.dtype).eps / 8 * sum(bounds)))
 
 
 class _PowerSeries(torch.autograd.Function):
@@ -181,6 +175,17 @@ def _counts(first: Tensor, second: Tensor, accuracy: float | None) -> tuple[int,
     bounds = _term_bounds(first, second)
     negligible = (accuracy or torch.finfo(first.dtype).eps / 8) * sum(bounds)
     return max(1, _count(bounds[::2], negligible)), _count(bounds[1::2], negligible)
+
+
+def _count_distance_terms(first: Tensor, second: Tensor) -> int:
+    """Number of leading terms that determine squared distances, of the closest pairs too.
+
+    There a term counts by the square of its slope, at most its degree times its size; the constant
+    does not count.
+    """
+    pairs = zip(_term_bounds(first, first), _term_bounds(second, second), strict=True)
+    bounds = [degree**2 * max(pair) for degree, pair in enumerate(pairs)]
+    return max(1, _count(bounds, torch.finfo(first.dtype).eps / 8 * sum(bounds)))
 
 
 def _count(bounds: list[float], negligible: float) -> int:

@@ -79,7 +79,8 @@ class DEQNTKKernel(EquilibriumKernel):
         bias_variance: Tensor,
     ) -> Tensor:
         sigma = equilibrium(self.activation, weight_variance, injected, monitor)
-        value, slope = self.activation.dual(sigma).cov, self.activation.derivative_dual(sigma)
+        dual, slope = self.activation.dual_and_derivative(sigma)
+        value = dual.cov
         amplification = 1 / (1 - weight_variance * slope)
         if self.trained == "all":
             return value + slope * sigma.cov * amplification

@@ -68,6 +68,14 @@ def test_distance_does_not_cancel() -> None:
     assert float(dual.var1 + dual.var2 - 2 * dual.cov) == pytest.approx(float(expected), abs=1e-15)
 
 
+def test_distance_of_a_nearly_constant_function() -> None:
+    """A large constant does not hide the small terms that make the distance."""
+    first = torch.tensor([[1.0, 1e-5, 1e-10]], dtype=torch.float64)
+    second = torch.tensor([[1.0, 1e-5, -1e-10]], dtype=torch.float64)
+    dual = series_dual(first, second, torch.zeros(1, 1, dtype=torch.float64))
+    assert float(dual.sqdist) == pytest.approx(4e-20, rel=1e-6)
+
+
 def test_constants() -> None:
     first = torch.ones(2, 1, dtype=torch.float64).requires_grad_()
     ratio = torch.zeros(2, 2, dtype=torch.float64).requires_grad_()
