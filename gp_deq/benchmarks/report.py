@@ -62,7 +62,7 @@ class Report:
         ]
         blocks = next(iter(self.rankings.values())).num_blocks
         return ranks_figure(
-            panels, f"{self.protocol}: {blocks} data sets, {self.num_splits} splits of each"
+            panels, f"{self.protocol}: {blocks} data sets, {_splits(self.num_splits)} of each"
         )
 
     def write(self, folder: Path) -> None:
@@ -113,16 +113,22 @@ def _cells(results: pd.DataFrame, score: str) -> pd.DataFrame:
     return cells
 
 
+def _splits(number: int) -> str:
+    return "1 split" if number == 1 else f"{number} splits"
+
+
 def _latex(table: pd.DataFrame) -> str:
     text = table.style.format_index(escape="latex", axis=1).to_latex(hrules=True)
     return text.replace("±", r"$\pm$")
 
 
 def _notes(results: pd.DataFrame, rankings: Mapping[str, Ranking], num_splits: int) -> list[str]:
-    notes = [
-        f"Mean ± standard error over {num_splits} splits or more; * the best of a data set.",
-        "energy-heating and energy-cooling have the same inputs: they are not quite two data sets.",
-    ]
+    notes = [f"Mean ± standard error over {_splits(num_splits)} or more; * the best of a data set."]
+    if {"energy-heating", "energy-cooling"} <= set(results["dataset"]):
+        notes.append(
+            "energy-heating and energy-cooling have the same inputs: they are not quite two data "
+            "sets."
+        )
     for title, ranking in rankings.items():
         if ranking.friedman == ranking.friedman:
             notes.append(
