@@ -62,6 +62,7 @@ class Hermite(Activation):
         self.fn = fn
         self.degree = int(degree)
         self._check_function()
+        self._constant = _constant(fn)
         self._lipschitz = _largest_slope(fn) if lipschitz is None else float(lipschitz)
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -206,6 +207,10 @@ class Hermite(Activation):
         Args:
             root: Square root of the variance, ``... x n x 1``.
         """
+        if self._constant is not None:
+            value = root.new_zeros(*root.shape[:-1], self.degree + 1)
+            value[..., 0] = self._constant
+            return value, root.new_zeros(*root.shape[:-1], self.degree + 2)
         if not (torch.is_grad_enabled() and root.requires_grad):
             grid = _log_grid(root.double())
             if grid is not None:
@@ -321,10 +326,21 @@ def gaussian_quadrature(
     return torch.from_numpy(nodes).to(device), torch.from_numpy(table).to(device)
 
 
+def _line() -> Tensor:
+    """Points all over the line."""
+    reach = torch.logspace(-3, 3, 601, dtype=torch.float64)
+    return torch.cat((torch.linspace(-20, 20, 4001, dtype=torch.float64), reach, -reach))
+
+
+def _constant(fn: Callable[[Tensor], Tensor]) -> float | None:
+    """The value of a function that has one only, else None."""
+    value = fn(_line()).detach()
+    return float(value[0]) if bool((value == value[0]).all()) else None
+
+
 def _largest_slope(fn: Callable[[Tensor], Tensor]) -> float:
     """Supremum of ``abs(fn')`` on the line, infinite where it still grows far out."""
-    reach = torch.logspace(-3, 3, 601, dtype=torch.float64)
-    coarse = torch.cat((torch.linspace(-20, 20, 4001, dtype=torch.float64), reach, -reach))
+    coarse = _line()
     slope = value_and_slope(fn, coarse)[1].abs()
     if not slope.isfinite().all():
         return math.inf
