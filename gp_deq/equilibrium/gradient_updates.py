@@ -85,13 +85,14 @@ def settle_pairs(
     features: FeatureMoments,
     step_size: float,
     regularization: Tensor,
+    variances: tuple[Tensor, Tensor],
     coincident: Tensor,
     identical: bool,
     monitor: SolverMonitor,
 ) -> Tensor:
     r"""Covariances at the fixed point, ``... x n x m``.
 
-    First each variance, then one equation a pair, :math:`\psi = F(\psi; \psi_{11}, \psi_{22})`,
+    The variances being given, one equation a pair, :math:`\psi = F(\psi; \psi_{11}, \psi_{22})`,
     with a root between :math:`\pm\sqrt{\psi_{11}\psi_{22}}` by the inequality of Cauchy and
     Schwarz. Where inputs coincide the upper end is a root; it repels if the slope of :math:`F`
     exceeds one there, and then the root returned is the one below, the limit of close inputs.
@@ -101,20 +102,17 @@ def settle_pairs(
         features: Moments of :math:`a\gamma`.
         step_size: :math:`h`.
         regularization: :math:`\lambda`, ``... x 1 x 1``.
+        variances: Those of :func:`settle_variances`, ``... x n x 1`` and ``... x 1 x m``.
         coincident: Which inputs coincide, ``... x n x m``.
         identical: Whether coincident inputs have identical features, so that their covariance is
             their variance wherever the root returned is another.
         monitor: Collects the record of the solves.
     """
-    inertia = regularization.square() * ((2 - step_size) / step_size)
+    inertia = _inertia(regularization, step_size)
     centred, mean1, mean2 = features
     mean1 = torch.zeros_like(centred.var1) if mean1 is None else mean1
     mean2 = torch.zeros_like(centred.var2) if mean2 is None else mean2
-    variances = [
-        _settle_variance(link, inertia, variance, mean, monitor)
-        for variance, mean in ((centred.var1, mean1), (centred.var2.mT, mean2.mT))
-    ]
-    parameters = (inertia, centred.cov, variances[0], variances[1].mT, mean1, mean2)
+    parameters = (inertia, centred.cov, *variances, mean1, mean2)
 
     def function(cov: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
         return _PairEquation(link, *values)(cov)
@@ -184,14 +182,31 @@ class _Series(NamedTuple):
         return cls(root, rho, rho_slope, mean * rho - sigma, mean * rho_slope - sigma_slope)
 
 
-def _settle_variance(
+def _inertia(regularization: Tensor, step_size: float) -> Tensor:
+    """What the expectations are divided by at the fixed point."""
+    return regularization.square() * ((2 - step_size) / step_size)
+
+
+def settle_variances(
     link: ExponentialFamilyLink,
-    inertia: Tensor,
     features: Tensor,
-    mean: Tensor,
+    mean: Tensor | None,
+    step_size: float,
+    regularization: Tensor,
     monitor: SolverMonitor,
 ) -> Tensor:
-    """Solves the equation for the variances, ``... x n x 1``."""
+    r"""Variances at the fixed point, ``... x n x 1``.
+
+    Args:
+        link: The link, not homogeneous.
+        features: Variances of :math:`a\gamma`, ``... x n x 1``.
+        mean: Their means, ``... x n x 1``; None for zero.
+        step_size: :math:`h`.
+        regularization: :math:`\lambda`, ``... x 1 x 1``.
+        monitor: Collects the record of the solves.
+    """
+    inertia = _inertia(regularization, step_size)
+    mean = torch.zeros_like(features) if mean is None else mean
 
     def equation(
         variance: Tensor, inertia: Tensor, features: Tensor, mean: Tensor

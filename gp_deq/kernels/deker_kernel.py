@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,8 +28,13 @@ from ..equilibrium.gradient_angles import (
     settled_unit_gain,
     update_angles,
 )
-from ..equilibrium.gradient_updates import FeatureMoments, settle_pairs, update_pairs
-from ..equilibrium.pairwise import PairFunction
+from ..equilibrium.gradient_updates import (
+    FeatureMoments,
+    settle_pairs,
+    settle_variances,
+    update_pairs,
+)
+from ..equilibrium.pairwise import PairFunction, pairwise
 from ..equilibrium.profile import ProfileSolver, fit_profile
 from ._base import NeuralKernel
 from .constraints import AboveCritical, NonNegative
@@ -270,6 +276,8 @@ class DEKerKernel(NeuralKernel):
         monitor: SolverMonitor,
     ) -> Tensor:
         if isinstance(self.features, str):
+            if not self.link.homogeneous and self.num_steps is None:
+                return self._settle(z1, z2, hyperparameters, monitor)
             if not self.link.homogeneous:
                 return super()._evaluate(z1, z2, hyperparameters, monitor)
             reference = self._pair_function(monitor)
@@ -281,6 +289,34 @@ class DEKerKernel(NeuralKernel):
             return value
         upper = torch.ones(value.shape[-2:], dtype=torch.bool, device=value.device).triu_()
         return torch.where(upper, value, value.mT)
+
+    def _settle(
+        self,
+        z1: Tensor,
+        z2: Tensor | None,
+        hyperparameters: list[Tensor],
+        monitor: SolverMonitor,
+    ) -> Tensor:
+        """With each variance solved for once, not in every block; a coordinate carries it."""
+        regularization, feature_scale, bias_variance = hyperparameters
+
+        def extend(z: Tensor) -> Tensor:
+            injected = z.square().sum(-1, keepdim=True) + bias_variance
+            zero = torch.zeros_like(injected)
+            alone = self._features(PairCovariance(injected, injected, zero, zero), [], zero == 0)
+            features = alone.scaled(feature_scale)
+            variance = settle_variances(
+                self.link,
+                features.centred.var1,
+                features.mean1,
+                self.step_size,
+                regularization,
+                monitor,
+            )
+            return torch.cat((z.expand(*variance.shape[:-1], -1), variance), -1)
+
+        function = self._pair_function(monitor, extended=True)
+        return pairwise(function, extend(z1), None if z2 is None else extend(z2), *hyperparameters)
 
     def _make_solver(
         self,
@@ -323,11 +359,17 @@ class DEKerKernel(NeuralKernel):
     def _moments(self) -> Features:
         return LINEAR if self.features == "linear" else RECTIFIED
 
-    def _pair_function(self, monitor: SolverMonitor, coincident: str | None = None) -> PairFunction:
+    def _pair_function(
+        self, monitor: SolverMonitor, coincident: str | None = None, extended: bool = False
+    ) -> PairFunction:
         identical = (coincident or self.coincident) == "sgd"
 
         def function(z1: Tensor, z2: Tensor, *values: Tensor) -> Tensor:
             regularization, feature_scale, bias_variance, *moments = values
+            variances = None
+            if extended:
+                variances = z1[..., -1:], z2[..., -1:].mT
+                z1, z2 = z1[..., :-1], z2[..., :-1]
             injected = PairCovariance.from_inputs(z1, z2, bias_variance)
             if self.link.homogeneous and not moments:
                 angles = injected_angle(z1, z2, bias_variance, injected)
@@ -335,7 +377,7 @@ class DEKerKernel(NeuralKernel):
                     injected, *angles, regularization, feature_scale, identical, monitor
                 )
             return self._read_out(
-                injected, monitor, regularization, feature_scale, moments, identical
+                injected, monitor, regularization, feature_scale, moments, identical, variances
             )
 
         return function
@@ -380,6 +422,7 @@ class DEKerKernel(NeuralKernel):
         feature_scale: Tensor,
         moments: list[Tensor],
         identical: bool,
+        variances: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         same = injected.sqdist == 0
         features = self._features(injected, moments, same)
@@ -393,11 +436,21 @@ class DEKerKernel(NeuralKernel):
                 injected,
             ).cov
         if not self.link.homogeneous:
+            features = features.scaled(feature_scale)
+            if variances is None:
+                centred, mean1, mean2 = features
+                of = partial(settle_variances, self.link)
+                given = self.step_size, regularization, monitor
+                variances = (
+                    of(centred.var1, mean1, *given),
+                    of(centred.var2.mT, None if mean2 is None else mean2.mT, *given).mT,
+                )
             return settle_pairs(
                 self.link,
-                features.scaled(feature_scale),
+                features,
                 self.step_size,
                 regularization,
+                variances,
                 same,
                 identical,
                 monitor,
