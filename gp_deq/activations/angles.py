@@ -165,13 +165,12 @@ class _BentDistance(torch.autograd.Function):
 
 
 def _versine(pair: PairCovariance) -> Tensor:
-    """:attr:`PairCovariance.versine` without a graph, and in place unless a variance is zero."""
+    """:attr:`PairCovariance.versine` without a graph, in fewer passes unless a variance is zero."""
     root1, root2 = pair.var1.sqrt(), pair.var2.sqrt()
     if bool((root1 == 0).any()) or bool((root2 == 0).any()):
         return pair.versine
-    versine = torch.div(pair.vardiff, root1 + root2).square_()
-    torch.sub(pair.sqdist, versine, out=versine)
-    return versine.div_(root1 * root2).div_(2).clamp_(0.0, 2.0)
+    gap = torch.div(pair.vardiff, root1 + root2).square_()
+    return ((pair.sqdist - gap) / (root1 * root2)).div_(2).clamp_(0.0, 2.0)
 
 
 def _differentiate(

@@ -83,7 +83,7 @@ class _SeriesDistance(torch.autograd.Function):
         for row, column in zip(rows[:0:-1], columns[:0:-1], strict=True):
             bend.mul_(correlation).add_(tail.addcmul_(row, column))
         radial = torch.cdist(value1, value2, compute_mode="donot_use_mm_for_euclid_dist")
-        return radial.square_().addcmul_(versine, bend, value=2)
+        return torch.addcmul(radial.square_(), versine, bend, value=2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -130,9 +130,13 @@ def _gradients(
         by_ratio = by_ratio.mul_(grad).sum_to_size(ratio.shape)
     if needed[0] or needed[1]:
         by_first = grad.new_zeros(*grad.shape[:-1], first.shape[-1])
-        by_second = grad.new_zeros(*grad.shape[:-2], *second.shape[-2:])
+        by_second = grad.new_zeros(*grad.shape[:-2], grad.shape[-1], second.shape[-1])
         square = ratio.square()
-        rows, columns = _columns(first, second)
+        # one input may stand for all of a side
+        rows, columns = _columns(
+            first.expand(*first.shape[:-2], grad.shape[-2], -1),
+            second.expand(*second.shape[:-2], grad.shape[-1], -1),
+        )
         for odd, power in enumerate((grad.clone(), grad * ratio)):
             for k in range(odd, 2 * counts[odd], 2):
                 by_first[..., k] = (power @ columns[k].mT).squeeze(-1)

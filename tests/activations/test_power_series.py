@@ -22,14 +22,15 @@ def coefficients(inputs: int, parity: str, batch: tuple[int, ...] = ()) -> Tenso
 def direct(first: Tensor, second: Tensor, ratio: Tensor) -> Tensor:
     """The sum as it is written."""
     powers = ratio.unsqueeze(-1) ** DEGREES
-    return torch.einsum("...ik,...jk,...ijk->...ij", first, second, powers)
+    return (first.unsqueeze(-2) * second.unsqueeze(-3) * powers).sum(-1)
 
 
 @pytest.mark.parametrize("parity", ["all", "even", "odd"])
+@pytest.mark.parametrize("inputs", [1, 4])
 @pytest.mark.parametrize("batch", [(), (2,)])
-def test_series_and_gradients(parity: str, batch: tuple[int, ...]) -> None:
-    """Both of the sum, by all arguments, with coefficients that a batch shares among them."""
-    first, second = coefficients(4, parity, batch), coefficients(3, parity)
+def test_series_and_gradients(parity: str, batch: tuple[int, ...], inputs: int) -> None:
+    """Both of the sum, by all arguments, also where a batch or a side shares coefficients."""
+    first, second = coefficients(inputs, parity, batch), coefficients(3, parity)
     ratio = (torch.rand(*batch, 4, 3, dtype=torch.float64) * 1.8 - 0.9).requires_grad_()
     inputs = (first, second, ratio)
     value, expected = power_series(first, second, ratio), direct(first, second, ratio)
