@@ -422,7 +422,7 @@ class DEKerKernel(NeuralKernel):
         feature_scale: Tensor,
         moments: list[Tensor],
         identical: bool,
-        variances: tuple[Tensor, Tensor] | None,
+        variances: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         same = injected.sqdist == 0
         features = self._features(injected, moments, same)

@@ -176,8 +176,9 @@ def test_values(link: str, step_size: float, steps: int | None) -> None:
     """Error of 1e-12 of the variances.
 
     Rounding the scaled inputs, by eps, changes angles of 1e-3 by 2e-13 of themselves, and no update
-    makes that relative change larger. The identity's fixed point multiplies an error of its
-    coefficients, of some eps, by 1/(1 - (critical/lambda)^2).
+    makes that relative change larger. The identity's fixed point multiplies the error of its
+    squared coefficient by 1/(1 - (critical/lambda)^2): twice that of a sum of 552 terms, whose
+    roundings add up to sqrt(552)/2 = 12 eps (10 is the largest seen).
     """
     x = torch.tensor([BASE, *NEAR, *OTHERS], dtype=torch.float64)
     probe = DEKerKernel(link, step_size=step_size)
@@ -188,7 +189,7 @@ def test_values(link: str, step_size: float, steps: int | None) -> None:
         variances = got.diagonal()
         tolerance = 1e-12
         if link == "identity" and steps is None:
-            tolerance = max(tolerance, 16 * 2.0**-52 / (1 - factor**-2))
+            tolerance = max(tolerance, 24 * 2.0**-52 / (1 - factor**-2))
         for i, j in itertools.combinations_with_replacement(range(len(x)), 2):
             expected = exact(kernel, x[i].tolist(), x[j].tolist())
             error = abs(mp.mpf(got[i, j].item()) - expected)
