@@ -31,7 +31,7 @@ class _Angle(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, versine: Tensor) -> Tensor:
         ctx.save_for_backward(versine)
-        return 2 * (versine / 2).sqrt_().asin_()
+        return (versine / 2).sqrt_().asin_().mul_(2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class _BentDistance(torch.autograd.Function):
         angular_part: float,
     ) -> tuple[Tensor, Tensor]:
         versine = _versine(PairCovariance(var1, var2, sqdist, vardiff))
-        theta = (versine / 2).sqrt_().asin_().mul_(2)
+        theta = angle(versine)
         result = sine_excess_of_angle(theta).mul_(-2 * angular_part)
         result.mul_(safe_sqrt(var1) * safe_sqrt(var2)).add_(sqdist, alpha=linear_part)
         ctx.parts = linear_part, angular_part

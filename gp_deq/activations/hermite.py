@@ -89,8 +89,7 @@ class Hermite(Activation):
         accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
-        _, _, value1, _ = self._split(features1)
-        _, _, value2, _ = self._split(features2)
+        value1, value2 = (self._split(features)[2] for features in (features1, features2))
         correlation = self._correlation(features1, features2, sqdist)
         root = None if accuracy is None else accuracy**0.5
         return (
@@ -133,7 +132,7 @@ class Hermite(Activation):
     def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
         """See :meth:`Activation.dual_and_derivative`."""
         features1, features2 = self._pair_features(pair)
-        value1, value2 = self._split(features1)[2], self._split(features2)[2]
+        value1, value2 = (self._split(features)[2] for features in (features1, features2))
         correlation = self._correlation(features1, features2, pair.sqdist)
         slope = self._slope(features1, features2, correlation)
         return series_dual(value1, value2, pair.versine), slope

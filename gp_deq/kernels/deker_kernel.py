@@ -276,10 +276,9 @@ class DEKerKernel(NeuralKernel):
         monitor: SolverMonitor,
     ) -> Tensor:
         if isinstance(self.features, str):
-            if not self.link.homogeneous and self.num_steps is None:
-                return self._settle(z1, z2, hyperparameters, monitor)
             if not self.link.homogeneous:
-                return super()._evaluate(z1, z2, hyperparameters, monitor)
+                evaluate = self._settle if self.num_steps is None else super()._evaluate
+                return evaluate(z1, z2, hyperparameters, monitor)
             reference = self._pair_function(monitor)
             return fast_matrix(self._make_solver, reference, z1, z2, hyperparameters, monitor)
         # the features have hyperparameters of their own, and so are evaluated once, for all pairs
