@@ -29,6 +29,9 @@ class Activation(ABC):
     homogeneous: bool = False
     #: Whether the expectations of an input cost no more than a few operations.
     closed_form: bool = True
+    #: Whether ``P`` is smooth and :meth:`curvature` and :meth:`derivative_variance_slopes` give its
+    #: derivatives; tangent kernels at equilibrium are then several times faster.
+    smooth: bool = False
 
     def __call__(self, u: Tensor) -> Tensor:
         r"""The function itself, :math:`\varphi(u)` elementwise.
@@ -79,6 +82,24 @@ class Activation(ABC):
         self, features1: Tensor, features2: Tensor, sqdist: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Derivatives of ``G`` by ``var1`` and by ``var2`` at fixed covariance."""
+
+    def curvature(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
+        r"""Derivative of ``P`` by the covariance, :math:`\operatorname{E}\varphi''(u)\varphi''(v)`.
+
+        Args:
+            features1: :meth:`features` of the first inputs, ``... x n x f``.
+            features2: :meth:`features` of the second inputs, ``... x m x f``.
+            sqdist: Squared distances of the pre-activations, ``... x n x m``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define curvature.")
+
+    def derivative_variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Derivatives of ``P`` by ``var1`` and by ``var2`` at fixed covariance."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define derivative_variance_slopes."
+        )
 
     @abstractmethod
     def diagonal(self, variance: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ class Erf(Activation):
     size. Critical weight variance :math:`\pi/4`; odd, bounded, not homogeneous; ``P`` is smooth.
     """
 
+    smooth = True
+
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`Activation.__call__`."""
         return torch.erf(u)
@@ -60,6 +62,21 @@ class Erf(Activation):
         root = determinant(var1, var2, total, sqdist, 2.0).sqrt()
         slope = (sqdist - total) * (2 / math.pi) / root
         return slope / (1 + 2 * var1), slope / (1 + 2 * var2)
+
+    def curvature(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
+        """See :meth:`Activation.curvature`; ``4 c P / D``."""
+        total = features1 + features2.mT
+        det = determinant(features1, features2.mT, total, sqdist, 2.0)
+        return (total - sqdist) * (8 / math.pi) / (det * det.sqrt())
+
+    def derivative_variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        r"""See :meth:`Activation.derivative_variance_slopes`; :math:`-(1 + 2v_2)P/D`."""
+        var1, var2 = features1, features2.mT
+        det = determinant(var1, var2, var1 + var2, sqdist, 2.0)
+        slope = (-4 / math.pi) / (det * det.sqrt())
+        return slope * (1 + 2 * var2), slope * (1 + 2 * var1)
 
     def dual(self, pair: PairCovariance) -> PairCovariance:
         r"""See :meth:`Activation.dual`.

@@ -26,6 +26,8 @@ class GELU(Activation):
     Critical weight variance 0.784668; not homogeneous; ``P`` is smooth.
     """
 
+    smooth = True
+
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`Activation.__call__`."""
         return torch.nn.functional.gelu(u)
@@ -82,6 +84,41 @@ class GELU(Activation):
             return front * ((1 + inverse) * remainder - tilted * (1 + (1 + variance) / det))
 
         return slope(var1, var2), slope(var2, var1)
+
+    def curvature(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
+        r"""See :meth:`Activation.curvature`.
+
+        With :math:`B = \frac1{1 + v_1} + \frac1{1 + v_2} + \frac1D` it is
+        :math:`\frac1{2\pi\sqrt D}\left[1 + B + \frac{c^2}D\left(B + \frac2D\right)\right]`.
+        """
+        var1, var2 = features1, features2.mT
+        total = var1 + var2
+        det = determinant(var1, var2, total, sqdist, 1.0)
+        cov = (total - sqdist) / 2
+        bracket = 1 / (1 + var1) + 1 / (1 + var2) + 1 / det
+        square = cov * (cov / det)
+        return (1 + bracket + square * (bracket + 2 / det)) * det.rsqrt() / (2 * math.pi)
+
+    def derivative_variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        r"""See :meth:`Activation.derivative_variance_slopes`.
+
+        With B as in :meth:`curvature`,
+
+        .. math:: \frac{\partial P}{\partial v_1} = -\frac{c}{4\pi\sqrt D}\left[\frac1{1 + v_1}
+           + \frac2{(1 + v_1)^2} + \frac{1 + v_2}D \left(B + \frac2D\right)\right].
+        """
+        var1, var2 = features1, features2.mT
+        total = var1 + var2
+        det = determinant(var1, var2, total, sqdist, 1.0)
+        inverse1, inverse2 = 1 / (1 + var1), 1 / (1 + var2)
+        front = (sqdist - total) * det.rsqrt() / (8 * math.pi)
+        both = (inverse1 + inverse2 + 3 / det) / det
+        return (
+            front * (inverse1 * (1 + 2 * inverse1) + (1 + var2) * both),
+            front * (inverse2 * (1 + 2 * inverse2) + (1 + var1) * both),
+        )
 
     def dual(self, pair: PairCovariance) -> PairCovariance:
         r"""See :meth:`Activation.dual`.

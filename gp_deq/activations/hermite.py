@@ -50,6 +50,7 @@ class Hermite(Activation):
     """
 
     closed_form = False
+    smooth = True
 
     def __init__(
         self,
@@ -112,6 +113,36 @@ class Hermite(Activation):
         return (
             power_series(half1, value2, correlation),
             power_series(value1, half2, correlation),
+        )
+
+    def curvature(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
+        r"""See :meth:`Activation.curvature`; :math:`\sum_{k < K-1} c_k(v_1) c_k(v_2) r^k`."""
+
+        def coefficients(features: Tensor) -> Tensor:
+            _, root, _, slope = self._split(features)
+            values = 2 * self.half_curvature(root, slope)[..., : self.degree]
+            values[..., -1] = 0.0
+            return values
+
+        correlation = self._correlation(features1, features2, sqdist)
+        return power_series(coefficients(features1), coefficients(features2), correlation)
+
+    def derivative_variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        r"""See :meth:`Activation.derivative_variance_slopes`.
+
+        :math:`\frac12 \sum_{k < K} d_k(v_1) b_k(v_2) r^k` with :math:`\sqrt q\, d_k = \sqrt{k+1}\,
+        c_{k+1}`, taken as zero at a zero variance.
+        """
+        correlation = self._correlation(features1, features2, sqdist)
+        (slope1, third1), (slope2, third2) = (
+            (slope[..., : self.degree], self._half_third(root, slope))
+            for _, root, _, slope in map(self._split, (features1, features2))
+        )
+        return (
+            power_series(third1, slope2, correlation),
+            power_series(slope1, third2, correlation),
         )
 
     def dual(self, pair: PairCovariance) -> PairCovariance:
@@ -196,6 +227,12 @@ class Hermite(Activation):
         """Coefficients of half the second derivative, zero at a zero variance."""
         weights = torch.arange(1, self.degree + 2, dtype=slope.dtype, device=slope.device).sqrt()
         return weights * slope[..., 1:] / (2 * root.masked_fill(root == 0, math.inf))
+
+    def _half_third(self, root: Tensor, slope: Tensor) -> Tensor:
+        """Coefficients of half the third derivative, zero at a zero variance."""
+        curvature = self.half_curvature(root, slope)[..., 1:]
+        weights = torch.arange(1, self.degree + 1, dtype=slope.dtype, device=slope.device).sqrt()
+        return weights * curvature / root.masked_fill(root == 0, math.inf)
 
     def coefficients(self, root: Tensor) -> tuple[Tensor, Tensor]:
         """``a_0 ... a_K`` and ``b_0 ... b_(K+1)``, computed in double precision.

@@ -22,6 +22,8 @@ class Sine(Activation):
     Critical weight variance 1; odd, bounded, not homogeneous; ``P`` is smooth.
     """
 
+    smooth = True
+
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`Activation.__call__`."""
         return u.sin()
@@ -53,6 +55,17 @@ class Sine(Activation):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.variance_slopes`."""
         slope = self.expectations(features1, features2, sqdist)[0] / -2
+        return slope, slope
+
+    def curvature(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
+        """See :meth:`Activation.curvature`; ``G``."""
+        return self.expectations(features1, features2, sqdist)[0]
+
+    def derivative_variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Activation.derivative_variance_slopes`; ``-P / 2``."""
+        slope = self.expectations(features1, features2, sqdist)[1] / -2
         return slope, slope
 
     def dual(self, pair: PairCovariance) -> PairCovariance:

@@ -17,6 +17,7 @@ from .homogeneous import HomogeneousSolver
 from .pairwise import Block, take
 from .report import SolverMonitor
 from .solution import Gradients, Side, Slopes
+from .tangent import tangent
 
 
 class AngleSolver(HomogeneousSolver):
@@ -145,25 +146,10 @@ class AngleSolver(HomogeneousSolver):
         # coincide or are opposite, to their rounding
         distinct = sine_full > torch.finfo(sine_full.dtype).eps
         cusp = torch.where(distinct, self.angular / sine_full, 0.0)
-        if self.read_out == "all":
-            value = dual + slope * correlation * inverse
-            change = slope * (1 + inverse) + cusp * correlation * inverse.square()
-            direct = correlation * (slope * inverse).square()
-        elif self.read_out == "hidden":
-            value = slope * correlation * inverse
-            change = slope * inverse + cusp * correlation * inverse.square()
-            direct = correlation * (slope * inverse).square()
-        elif self.read_out == "recurrent":
-            value = dual * inverse
-            change = slope * inverse + cusp * dual * weight * inverse.square()
-            direct = dual * slope * inverse.square()
-        else:
-            value = correlation * inverse
-            change = inverse + cusp * correlation * weight * inverse.square()
-            direct = correlation * slope * inverse.square()
-        kappa = change.mul_(inverse)
-        weight_slope = direct.add_(kappa * dual).mul_(scale)
-        return value * scale, Slopes(kappa, weight_slope)
+        kernel = tangent(self.read_out, dual, slope, correlation, weight, inverse)
+        kappa = kernel.by_cov(slope, cusp).mul_(inverse)
+        weight_slope = kernel.weight.addcmul_(kappa, dual).mul_(scale)
+        return kernel.value.mul_(scale), Slopes(kappa, weight_slope)
 
     def pull_back(
         self,

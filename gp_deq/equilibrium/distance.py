@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .newton import newton
 from .pairwise import Block, take
 from .report import SolverMonitor
 from .solution import Gradients, Side, Slopes
+from .tangent import tangent
 
 #: Newton steps without a bracket before the safeguarded iteration takes over.
 _PLAIN_STEPS = 8
@@ -24,6 +25,24 @@ _ACCURACIES = {1: 1e-4, 2: 1e-9}
 #: Nodes of the polynomials from which they start, and steps to fit these.
 _START_NODES = 6
 _START_STEPS = 3
+#: Variance above which ``P`` may show that squared distances are rounded.
+_LARGE_VARIANCE = 2.0**16
+
+
+def tangent_solver(activation: Activation, trained: str, *arguments: Any) -> DistanceSolver | None:
+    r"""A :class:`DistanceSolver` for a tangent kernel; None where it would lose digits.
+
+    It knows squared distances to rounding of the variances v. Between close inputs ``P`` of an
+    activation without bounds shows that as an error that grows like :math:`\sqrt v`.
+
+    Args:
+        activation: Smooth.
+        trained: What is trained.
+        *arguments: The other arguments of :class:`DistanceSolver`.
+    """
+    solver = DistanceSolver(activation, trained, *arguments)
+    variances = torch.cat([side.variance.flatten() for side in (solver.side1, solver.side2)])
+    return solver if bool((variances <= _LARGE_VARIANCE).all()) else None
 
 
 class _Diagonal(NamedTuple):
@@ -34,13 +53,14 @@ class _Diagonal(NamedTuple):
 
 
 class DistanceSolver:
-    r"""DEQ-NNGP of any activation, in squared distances.
+    r"""DEQ kernels of any activation, the tangent kernels of a smooth one, in squared distances.
 
     Newton's method solves :math:`m - m_b - w(g(v_1) + g(v_2) - 2 G(m)) = 0`, bracketed by
     :math:`m_b` and :math:`m_b/(1 - w/w_{\text{critical}})`.
 
     Args:
         activation: Gives the expectations.
+        read_out: ``"nngp"``, or what is trained in the NTK.
         x1: Scaled inputs, ``b x n x d``.
         x2: Scaled inputs, ``b x m x d``; None for ``x1``.
         weight_variance: ``b x 1 x 1``.
@@ -51,13 +71,14 @@ class DistanceSolver:
     def __init__(
         self,
         activation: Activation,
+        read_out: str,
         x1: Tensor,
         x2: Tensor | None,
         weight_variance: Tensor,
         bias_variance: Tensor,
         monitor: SolverMonitor,
     ) -> None:
-        self.activation, self.monitor = activation, monitor
+        self.activation, self.read_out, self.monitor = activation, read_out, monitor
         self.weight_variance, self.bias_variance = weight_variance, bias_variance
         self.widening = 1 / contraction(activation, weight_variance)
         points = (x1,) if x2 is None else (x1, x2)
@@ -170,7 +191,10 @@ class DistanceSolver:
             if count > 2 and bool((change.abs() <= limit).all()):
                 self.monitor.record(count, change.abs() / total.clamp_min(tiny), tolerance)
                 # the last step moved the covariance by half of its change
-                return value.addcmul_(slope, change, value=0.5), Slopes(slope.mul_(inverse))
+                value.addcmul_(slope, change, value=0.5)
+                if self.read_out != "nngp":
+                    return self._tangent(block, sqdist, value, slope, change)
+                return value, Slopes(slope.mul_(inverse))
 
         def excess(point: Tensor) -> tuple[Tensor, Tensor]:
             _, _, inverse, change = newton_step(point)
@@ -178,7 +202,9 @@ class DistanceSolver:
 
         noise = rounding(self.activation, weight)
         sqdist = newton(excess, sqdist, lower, upper, total, noise, self.monitor)
-        value, slope, inverse, _ = newton_step(sqdist)
+        value, slope, inverse, change = newton_step(sqdist)
+        if self.read_out != "nngp":
+            return self._tangent(block, sqdist, value, slope, change.zero_())
         return value, Slopes(slope.mul_(inverse))
 
     def pull_back(
@@ -194,6 +220,8 @@ class DistanceSolver:
 
         The latter is :math:`\kappa K` at fixed variances.
         """
+        if slopes.other is not None:
+            return self._pull_back_tangent(block, upstream, weighted, slopes.other, only_first)
         along, down, across = block
         weight = take(self.weight_variance, along)
         side1, side2 = self.side1.take(along, down), self.side2.take(along, across)
@@ -207,6 +235,58 @@ class DistanceSolver:
             return Gradients(by_row, by_row, by_row)
         by_column = (adjoint * by_variance[1]).sum(-2).unsqueeze(-1)
         return Gradients(by_row, by_column, (weighted * value).sum((-2, -1), True))
+
+    def _tangent(
+        self,
+        block: Block,
+        sqdist: Tensor,
+        dual: Tensor,
+        slope: Tensor,
+        change: Tensor,
+    ) -> tuple[Tensor, Slopes]:
+        """Tangent kernel and slopes; ``slope`` is that before the last change of ``sqdist``."""
+        along, down, across = block
+        weight = take(self.weight_variance, along)
+        side1, side2 = self.side1.take(along, down), self.side2.take(along, across)
+        curvature = self.activation.curvature(side1.features, side2.features, sqdist)
+        slope.addcmul_(curvature, change, value=0.5)
+        inverse = (slope * -weight).add_(1).reciprocal_()
+        cov = (side1.variance + side2.variance.mT).sub_(sqdist).mul_(0.5)
+        kernel = tangent(self.read_out, dual, slope, cov, weight, inverse)
+        return kernel.value, Slopes(kernel.by_cov(slope, curvature).mul_(inverse), sqdist)
+
+    def _pull_back_tangent(
+        self,
+        block: Block,
+        upstream: Tensor,
+        weighted: Tensor,
+        sqdist: Tensor,
+        only_first: bool,
+    ) -> Gradients:
+        """:meth:`pull_back` of a tangent kernel, which depends on G, P and the weight variance."""
+        along, down, across = block
+        weight = take(self.weight_variance, along)
+        side1, side2 = self.side1.take(along, down), self.side2.take(along, across)
+        given = side1.features, side2.features, sqdist
+        dual, slope = self.activation.expectations(*given)
+        inverse = (slope * -weight).add_(1).reciprocal_()
+        cov = (side1.variance + side2.variance.mT).sub_(sqdist).mul_(0.5)
+        kernel = tangent(self.read_out, dual, slope, cov, weight, inverse)
+        by_dual = weight * weighted
+        if kernel.dual is not None:
+            by_dual.addcmul_(upstream, kernel.dual)
+        by_slope = upstream * kernel.slope
+        pairs = zip(
+            self.activation.variance_slopes(*given),
+            self.activation.derivative_variance_slopes(*given),
+            strict=True,
+        )
+        first, second = (by_dual * one + by_slope * other for one, other in pairs)
+        by_row = first.sum(-1, keepdim=True)
+        if only_first:
+            return Gradients(by_row, by_row, by_row)
+        by_weight = (upstream * kernel.weight).addcmul_(weighted, dual)
+        return Gradients(by_row, second.sum(-2).unsqueeze(-1), by_weight.sum((-2, -1), True))
 
     def finish(self, side: Side, total: Tensor, to: Tensor, weighted: Tensor) -> Tensor:
         """Gradients by the variances: the sums as they are."""

@@ -28,7 +28,7 @@ class Centered(Activation):
 
     def __init__(self, activation: Activation, constant: float, scale: float = 1.0) -> None:
         self.activation, self.constant, self.scale = activation, float(constant), float(scale)
-        self.closed_form = activation.closed_form
+        self.closed_form, self.smooth = activation.closed_form, activation.smooth
 
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`~gp_deq.activations.Activation.__call__`."""
@@ -80,6 +80,20 @@ class Centered(Activation):
             self.constant * self._mean_slope(f[..., :1]) for f in (features1, features2)
         )
         return self.scale**2 * (slope1 - bend1), self.scale**2 * (slope2 - bend2.mT)
+
+    def curvature(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
+        """See :meth:`~gp_deq.activations.Activation.curvature`."""
+        features1, features2 = features1[..., :-1], features2[..., :-1]
+        return self.scale**2 * self.activation.curvature(features1, features2, sqdist)
+
+    def derivative_variance_slopes(
+        self, features1: Tensor, features2: Tensor, sqdist: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`~gp_deq.activations.Activation.derivative_variance_slopes`."""
+        slope1, slope2 = self.activation.derivative_variance_slopes(
+            features1[..., :-1], features2[..., :-1], sqdist
+        )
+        return self.scale**2 * slope1, self.scale**2 * slope2
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`~gp_deq.activations.Activation.diagonal`."""

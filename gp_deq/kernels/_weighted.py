@@ -15,7 +15,7 @@ from ..activations import Activation, get_activation
 from ..activations.piecewise_linear import LeakyReLU
 from ..equilibrium import SolverMonitor
 from ..equilibrium.angle import AngleSolver
-from ..equilibrium.distance import DistanceSolver
+from ..equilibrium.distance import DistanceSolver, tangent_solver
 from ..equilibrium.fast import fast_matrix
 from ..equilibrium.solution import BlockSolver
 from ._base import NeuralKernel
@@ -95,8 +95,8 @@ class EquilibriumKernel(WeightedKernel):
     """A kernel at equilibrium, its weight variance below the critical value."""
 
     @property
-    def _angle_read_out(self) -> str:
-        """Read-out of :class:`AngleSolver`."""
+    def _block_read_out(self) -> str:
+        """Read-out of the solvers of blocks: "nngp", or what is trained in the NTK."""
         return "nngp"
 
     def _default_constraint(self) -> Interval:
@@ -130,11 +130,13 @@ class EquilibriumKernel(WeightedKernel):
         hyperparameters: list[Tensor],
         monitor: SolverMonitor,
     ) -> Tensor:
-        make_solver: Callable[..., BlockSolver]
+        make_solver: Callable[..., BlockSolver | None]
         if isinstance(self.activation, LeakyReLU):
-            make_solver = partial(AngleSolver, self.activation, self._angle_read_out)
-        elif self._angle_read_out == "nngp":
-            make_solver = partial(DistanceSolver, self.activation)
+            make_solver = partial(AngleSolver, self.activation, self._block_read_out)
+        elif self._block_read_out == "nngp":
+            make_solver = partial(DistanceSolver, self.activation, "nngp")
+        elif self.activation.smooth:
+            make_solver = partial(tangent_solver, self.activation, self._block_read_out)
         else:
             return super()._evaluate(z1, z2, hyperparameters, monitor)
         reference = self._pair_function(SolverMonitor())

@@ -68,7 +68,7 @@ class DEQNTKKernel(EquilibriumKernel):
         self.trained = check_trained(trained)
 
     @property
-    def _angle_read_out(self) -> str:
+    def _block_read_out(self) -> str:
         return self.trained
 
     def _read_out(

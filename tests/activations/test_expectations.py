@@ -151,6 +151,41 @@ def test_variance_slope(name: str) -> None:
             assert abs(got[i, j].item() - reference.variance_slope(*s)) < room
 
 
+@pytest.mark.parametrize("name", [name for name, (phi, _) in CLOSED.items() if phi.smooth])
+def test_slopes_of_the_derivative(name: str) -> None:
+    """dP/dc and dP/dv, against 20-digit differences of the many-digit P.
+
+    Some twenty roundings of terms no larger than ``room``: 64 eps of it.
+    """
+    activation, reference = CLOSED[name]
+    x1, x2 = random_points(3, 4, 3, 0.8), random_points(4, 4, 3, 1.2)
+    pair = PairCovariance.from_inputs(x1, x2, 0.2)
+    given = activation.features(pair.var1), activation.features(pair.var2.mT), pair.sqdist
+    curvature = activation.curvature(*given)
+    slopes = activation.derivative_variance_slopes(*given)
+    for i in range(4):
+        for j in range(4):
+            s = exact(x1[i], x2[j], 0.2)
+            v1, v2, c = s.b11, s.b22, s.b12
+            h = v1 * mp.mpf(10) ** -14
+            by_cov = (reference.P(v1, v2, c + h) - reference.P(v1, v2, c - h)) / (2 * h)
+            by_var1 = (reference.P(v1 + h, v2, c) - reference.P(v1 - h, v2, c)) / (2 * h)
+            by_var2 = (reference.P(v1, v2 + h, c) - reference.P(v1, v2 - h, c)) / (2 * h)
+            room = 64 * EPS * float(reference.lipschitz) ** 2 * float(1 + max(v1, v2))
+            assert abs(curvature[i, j].item() - by_cov) < room
+            assert abs(slopes[0][i, j].item() - by_var1) < room
+            assert abs(slopes[1][i, j].item() - by_var2) < room
+
+
+def test_kinks_have_no_slopes_of_the_derivative() -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    assert not ReLU().smooth
+    with pytest.raises(NotImplementedError, match="ReLU does not define curvature"):
+        ReLU().curvature(one, one, one)
+    with pytest.raises(NotImplementedError, match="derivative_variance_slopes"):
+        ReLU().derivative_variance_slopes(one, one, one)
+
+
 def test_float32_stays_in_float32() -> None:
     for activation, _ in CLOSED.values():
         x = random_points(5, 3, 2, 1.0).float()
@@ -472,3 +507,29 @@ def test_hermite_agrees_with_closed_forms(name: str, degree: int) -> None:
         assert series.variance_slope(pair).item() == pytest.approx(
             closed.variance_slope(pair).item(), abs=1e-12
         )
+        if closed.smooth:
+            got, expected = (
+                torch.cat(
+                    [
+                        phi.curvature(*given),
+                        *phi.derivative_variance_slopes(*given),
+                    ]
+                )
+                for phi in (series, closed)
+                for given in [(phi.features(v1), phi.features(v2), pair.sqdist)]
+            )
+            # 40^3 eps
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+
+
+def test_slopes_of_a_series_of_degree_one() -> None:
+    """P = b_0(v1) b_0(v2) does not depend on the covariance, but on the variances it does."""
+    series = Hermite(torch.tanh, degree=1)
+    v1, v2, sqdist = (torch.tensor([[v]], dtype=torch.float64) for v in (0.8, 0.5, 0.4))
+    given = series.features(v1), series.features(v2), sqdist
+    assert series.curvature(*given).item() == 0
+    v1.requires_grad_()
+    slope = series.expectations(series.features(v1), series.features(v2), sqdist)[1]
+    (expected,) = torch.autograd.grad(slope, v1)
+    got = series.derivative_variance_slopes(*given)[0]
+    assert got.item() == pytest.approx(expected.item(), rel=1e-12)

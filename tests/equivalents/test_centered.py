@@ -128,6 +128,22 @@ def test_variance_slopes(name: str) -> None:
         assert psi.variance_slope(found).item() == slopes[0].item()
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if activation(name).smooth])
+def test_slopes_of_the_derivative(name: str) -> None:
+    """By differences of the reference's P, which err by h^2 times a third derivative and eps/h."""
+    psi, h = Centered(activation(name), CONSTANT, SCALE), 1e-5
+    assert psi.smooth
+    for v1, v2, c in PAIRS[:3]:
+        found = pair(v1, v2, c)
+        given = psi.features(found.var1), psi.features(found.var2.mT), found.sqdist
+        by_cov = (reference(name, v1, v2, c + h)[1] - reference(name, v1, v2, c - h)[1]) / (2 * h)
+        by_var1 = (reference(name, v1 + h, v2, c)[1] - reference(name, v1 - h, v2, c)[1]) / (2 * h)
+        by_var2 = (reference(name, v1, v2 + h, c)[1] - reference(name, v1, v2 - h, c)[1]) / (2 * h)
+        assert psi.curvature(*given).item() == pytest.approx(by_cov, abs=1e-8)
+        slopes = [slope.item() for slope in psi.derivative_variance_slopes(*given)]
+        assert slopes == pytest.approx([by_var1, by_var2], abs=1e-8)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_many_pairs_at_once(name: str) -> None:
     """Batches of matrices have the values of their pairs."""

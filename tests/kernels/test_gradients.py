@@ -172,7 +172,20 @@ def gradients(value: Tensor, upstream: Tensor, leaves: list[Tensor]) -> list[Ten
 def test_fast_path_and_reference(
     cls: type[Kernel], activation: str | Activation, fraction: float, shape: str
 ) -> None:
-    kernel = build(cls, activation, fraction, ard_num_dims=3)
+    check_fast_path(build(cls, activation, fraction, ard_num_dims=3), fraction, shape)
+
+
+@pytest.mark.parametrize("trained", TRAINED[1:])
+@every_activation
+@pytest.mark.parametrize("shape", ["square", "rectangle"])
+def test_fast_path_of_tangent_kernels(
+    trained: str, activation: str | Activation, shape: str
+) -> None:
+    kernel = build(DEQNTKKernel, activation, 0.9, ard_num_dims=3, trained=trained)
+    check_fast_path(kernel, 0.9, shape)
+
+
+def check_fast_path(kernel: Kernel, fraction: float, shape: str) -> None:
     if shape == "batch":
         kernel = kernel.expand_batch(2, 2)
         kernel.raw_weight_variance.data = kernel.raw_weight_variance.data.contiguous()
@@ -195,14 +208,28 @@ def test_fast_path_and_reference(
         kernel.bias_variance,
     )
     assert monitor.report().converged and kernel.solver_report.converged
+    assert "_FastMatrix" in str(fast.grad_fn.next_functions) + str(fast.grad_fn)
     accuracy = 1e-13 / (1 - fraction)
     torch.testing.assert_close(fast, slow, rtol=0, atol=accuracy * slow.abs().max().item())
-    for actual, expected in zip(
-        gradients(fast, upstream, leaves), gradients(slow, upstream, leaves), strict=True
-    ):
+    found = gradients(slow, upstream, leaves)
+    for actual, expected in zip(gradients(fast, upstream, leaves), found, strict=True):
         assert actual.shape == expected.shape
         error = (actual - expected).abs().max() / expected.abs().max()
         assert error < 1e-8
+    if not symmetric:
+        # an acquisition function asks for this one alone
+        (alone,) = gradients(kernel.forward(x1, x2.detach()), upstream, [x1])
+        assert (alone - found[0]).abs().max() / found[0].abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("activation", ["gelu", "erf"])
+def test_far_out_tangent_kernels_take_the_reference(activation: str) -> None:
+    """Where squared distances to rounding of the variances are not enough."""
+    kernel = build(DEQNTKKernel, activation)
+    x = points(3, 2)
+    for distance, way in ((50.0, "_FastMatrix"), (1000.0, "_Pairwise")):
+        value = kernel.forward((distance * x).requires_grad_(), distance * points(2, 2, seed=1))
+        assert way in str(value.grad_fn.next_functions) + str(value.grad_fn)
 
 
 @pytest.mark.parametrize("cls", EQUILIBRIUM)
