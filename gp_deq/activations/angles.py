@@ -12,7 +12,7 @@ from .pair_covariance import PairCovariance, safe_sqrt
 
 
 def angle(versine: Tensor) -> Tensor:
-    r""":math:`\theta = 2\arcsin\sqrt{e/2}` for :math:`e = 1 - \cos\theta` in ``[0, 2]``.
+    r"""The angle :math:`\theta` of :math:`e = 1 - \cos\theta` in ``[0, 2]``.
 
     Its derivative :math:`1/\sin\theta` is taken as zero at the cusps :math:`\theta = 0, \pi`.
     """
@@ -31,7 +31,7 @@ class _Angle(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, versine: Tensor) -> Tensor:
         ctx.save_for_backward(versine)
-        return (versine / 2).sqrt_().asin_().mul_(2)
+        return _polar(versine)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -41,11 +41,17 @@ class _Angle(torch.autograd.Function):
         return torch.where(smooth, grad / sine, 0.0)
 
 
+def _polar(versine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Angle, sine and cosine to rounding, which needs no arc sine."""
+    sine, cosine = (2 - versine).mul_(versine).sqrt_(), 1 - versine
+    return torch.atan2(sine, cosine), sine, cosine
+
+
 class _SineExcess(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, versine: Tensor) -> Tensor:
         ctx.save_for_backward(versine)
-        return sine_excess_of_angle(_Angle.apply(versine))
+        return _excess(*_polar(versine))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -66,19 +72,24 @@ class _SineExcessOfAngle(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, theta: Tensor) -> Tensor:
         ctx.save_for_backward(theta)
-        square = theta.square()
-        highest, *terms = (theta.new_tensor(term) for term in reversed(_SINE_EXCESS_TERMS))
-        series = highest.expand(theta.shape).clone()
-        for term in terms:
-            torch.addcmul(term, series, square, out=series)
-        series.mul_(square).mul_(theta)
-        sine, cosine = theta.sin(), torch.cos(theta, out=square)
-        return torch.where(theta < 1, series, sine.addcmul_(theta, cosine, value=-1))
+        return _excess(theta, theta.sin(), theta.cos())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (theta,) = ctx.saved_tensors
         return grad * theta * theta.sin()
+
+
+def _excess(theta: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
+    """``sine - theta * cosine``, or its series; overwrites the cosine."""
+    far = cosine.mul_(theta).neg_().add_(sine)
+    square = theta.square()
+    highest, *terms = (theta.new_tensor(term) for term in reversed(_SINE_EXCESS_TERMS))
+    series = highest.expand(theta.shape).clone()
+    for term in terms:
+        torch.addcmul(term, series, square, out=series)
+    series.mul_(square).mul_(theta)
+    return torch.where(theta < 1, series, far, out=square)
 
 
 def bent_distance(
@@ -122,37 +133,36 @@ class _BentDistance(torch.autograd.Function):
         angular_part: float,
     ) -> tuple[Tensor, Tensor]:
         versine = _versine(PairCovariance(var1, var2, sqdist, vardiff))
-        theta = angle(versine)
-        result = sine_excess_of_angle(theta).mul_(-2 * angular_part)
-        result.mul_(safe_sqrt(var1) * safe_sqrt(var2)).add_(sqdist, alpha=linear_part)
+        theta, sine, cosine = _polar(versine)
+        result = _excess(theta, sine, cosine).mul_(-2 * angular_part)
+        result.mul_(safe_sqrt(var1)).mul_(safe_sqrt(var2)).add_(sqdist, alpha=linear_part)
         ctx.parts = linear_part, angular_part
-        ctx.save_for_backward(var1, var2, sqdist, vardiff, versine, theta)
+        ctx.save_for_backward(var1, var2, sqdist, vardiff, versine, theta, sine)
         ctx.set_materialize_grads(False)
         return result, theta
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        var1, var2, sqdist, vardiff, versine, theta = ctx.saved_tensors
+        var1, var2, sqdist, vardiff, versine, theta, sine = ctx.saved_tensors
         inputs = (var1, var2, sqdist, vardiff)
         if torch.is_grad_enabled():
             return *_differentiate(inputs, ctx.parts, grads), None, None
         linear_part, angular_part = ctx.parts
         by_sqdist, by_theta = grads
         root1, root2 = safe_sqrt(var1), safe_sqrt(var2)
-        sine = (2 - versine).mul_(versine).sqrt_()
         both, each = torch.zeros_like(theta), torch.zeros_like(theta)
         if by_sqdist is not None:
             torch.mul(by_sqdist, theta, out=both).mul_(angular_part)
             torch.mul(by_sqdist, sine, out=each).mul_(root1).mul_(root2).mul_(-angular_part)
         if by_theta is not None:
             # the derivative of the angle is taken as zero at its cusps
-            by_versine = sine.masked_fill_(sine == 0, math.inf).reciprocal_().mul_(by_theta).div_(2)
+            by_versine = sine.masked_fill(sine == 0, math.inf).reciprocal_().mul_(by_theta).div_(2)
             each.add_(by_versine).addcmul_(by_versine, versine, value=-1)
             both.sub_(by_versine.div_(root1).div_(root2))
-        zero = (root1 == 0) | (root2 == 0)
-        if bool(zero.any()):
-            both.masked_fill_(zero, 0.0)
-            each.masked_fill_(zero, 0.0)
+        for root in (root1, root2):
+            if bool((root == 0).any()):
+                both.masked_fill_(root == 0, 0.0)
+                each.masked_fill_(root == 0, 0.0)
         by_var1, by_var2 = (
             both.sum_to_size(var.shape)
             + each.sum_to_size(var.shape) / var.masked_fill(var == 0, 1.0)
@@ -170,7 +180,7 @@ def _versine(pair: PairCovariance) -> Tensor:
     if bool((root1 == 0).any()) or bool((root2 == 0).any()):
         return pair.versine
     gap = torch.div(pair.vardiff, root1 + root2).square_()
-    return ((pair.sqdist - gap) / (root1 * root2)).div_(2).clamp_(0.0, 2.0)
+    return (pair.sqdist - gap).div_(2 * root1).div_(root2).clamp_(0.0, 2.0)
 
 
 def _differentiate(

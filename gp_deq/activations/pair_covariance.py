@@ -46,7 +46,7 @@ class PairCovariance(NamedTuple):
     @property
     def cov(self) -> Tensor:
         """Covariances of the pairs, ``... x n x m``."""
-        return (self.var1 + self.var2 - self.sqdist) / 2
+        return (self.var1 + self.var2 - self.sqdist).mul_(0.5)
 
     @property
     def versine(self) -> Tensor:

@@ -11,7 +11,7 @@ from gpytorch.constraints import Interval, Positive
 from gpytorch.priors import Prior
 from torch import Tensor
 
-from ..activations import Activation, get_activation
+from ..activations import Activation, PairCovariance, get_activation
 from ..activations.piecewise_linear import LeakyReLU
 from ..equilibrium import SolverMonitor
 from ..equilibrium.angle import AngleSolver
@@ -86,6 +86,24 @@ class FiniteDepthKernel(WeightedKernel):
 
     def _default_constraint(self) -> Interval:
         return Positive()
+
+    def _layer(
+        self,
+        dual: PairCovariance,
+        injected: PairCovariance,
+        weight_variance: Tensor,
+        bias_variance: Tensor,
+    ) -> PairCovariance:
+        """Covariance of the pre-activations of the layer after one with these activations."""
+        if self.input_injection:
+            terms = zip(dual, injected, strict=True)
+            return PairCovariance(*(weight_variance * term + other for term, other in terms))
+        return PairCovariance(
+            weight_variance * dual.var1 + bias_variance,
+            weight_variance * dual.var2 + bias_variance,
+            weight_variance * dual.sqdist,
+            weight_variance * dual.vardiff,
+        )
 
     def _region(self, name: str) -> str:
         return "(0, inf)" if name == "weight_variance" else super()._region(name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor
 
 from ..activations import PairCovariance
@@ -52,29 +50,8 @@ class NNGPKernel(FiniteDepthKernel):
         weight_variance: Tensor,
         bias_variance: Tensor,
     ) -> Tensor:
-        *_, sigma = layers(self, injected, weight_variance, bias_variance)
+        sigma = injected
+        for _ in range(self.depth - 1):
+            dual = self.activation.dual(sigma)
+            sigma = self._layer(dual, injected, weight_variance, bias_variance)
         return self.activation.dual(sigma).cov
-
-
-def layers(
-    kernel: FiniteDepthKernel,
-    injected: PairCovariance,
-    weight_variance: Tensor,
-    bias_variance: Tensor,
-) -> Iterator[PairCovariance]:
-    """Covariances of the pre-activations of one layer after the other."""
-    sigma = injected
-    yield sigma
-    for _ in range(kernel.depth - 1):
-        dual = kernel.activation.dual(sigma)
-        if kernel.input_injection:
-            terms = zip(dual, injected, strict=True)
-            sigma = PairCovariance(*(weight_variance * term + other for term, other in terms))
-        else:
-            sigma = PairCovariance(
-                weight_variance * dual.var1 + bias_variance,
-                weight_variance * dual.var2 + bias_variance,
-                weight_variance * dual.sqdist,
-                weight_variance * dual.vardiff,
-            )
-        yield sigma

@@ -12,7 +12,6 @@ from ..activations import Activation, PairCovariance
 from ..equilibrium import SolverMonitor
 from ._weighted import FiniteDepthKernel
 from .deq_ntk_kernel import check_trained
-from .nngp_kernel import layers
 
 
 class NTKKernel(FiniteDepthKernel):
@@ -67,13 +66,12 @@ class NTKKernel(FiniteDepthKernel):
     ) -> Tensor:
         recurrent = self.trained == "recurrent"
         theta = torch.zeros_like(injected.sqdist) if recurrent else injected.cov
-        value = slope = theta
-        for level, sigma in enumerate(layers(self, injected, weight_variance, bias_variance)):
-            if level > 0:
-                source = weight_variance * value if recurrent else sigma.cov
-                theta = source + weight_variance * slope * theta
+        dual, slope = self.activation.dual_and_derivative(injected)
+        for _ in range(self.depth - 1):
+            sigma = self._layer(dual, injected, weight_variance, bias_variance)
+            source = weight_variance * dual.cov if recurrent else sigma.cov
+            theta = source + weight_variance * slope * theta
             dual, slope = self.activation.dual_and_derivative(sigma)
-            value = dual.cov
         if self.trained == "preactivation":
             return theta
-        return slope * theta if self.trained == "hidden" else value + slope * theta
+        return slope * theta if self.trained == "hidden" else dual.cov + slope * theta
