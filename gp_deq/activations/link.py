@@ -62,6 +62,8 @@ class ExponentialFamilyLink:
 
     #: Whether ``sigma`` is homogeneous of degree one and ``rho`` of degree zero.
     homogeneous: bool = False
+    #: Whether ``rho`` jumps at zero.
+    jumps: bool = True
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class ExponentialFamilyLink:
     ) -> None:
         self.sigma = _series("sigma", sigma, degree, critical_regularization)
         self.rho = _series("rho", rho, degree, 1.0)
-        self._jumps = _jumps(self.rho)
+        self.jumps = _jumps(self.rho)
         if not self.sigma.lipschitz >= 0:
             raise ValueError(
                 f"critical_regularization must not be negative, got {critical_regularization!r}."
@@ -139,7 +141,7 @@ class ExponentialFamilyLink:
             value: Coefficients of :math:`\rho`.
             slope: Those of its derivative where it has one.
         """
-        if not self._jumps:
+        if not self.jumps:
             return slope[..., : self.rho.degree]
         weights = torch.arange(1, value.shape[-1], dtype=value.dtype, device=value.device).sqrt()
         return weights * value[..., 1:] / root.masked_fill(root == 0, math.inf)

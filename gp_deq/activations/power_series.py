@@ -129,22 +129,41 @@ def _gradients(
         by_ratio = _sum_series(first[..., 1:] * degrees, second[..., 1:], ratio, slope_counts)
         by_ratio = by_ratio.mul_(grad).sum_to_size(ratio.shape)
     if needed[0] or needed[1]:
-        by_first = grad.new_zeros(*grad.shape[:-1], first.shape[-1])
-        by_second = grad.new_zeros(*grad.shape[:-2], grad.shape[-1], second.shape[-1])
-        square = ratio.square()
-        # one input may stand for all of a side
-        rows, columns = _columns(
-            first.expand(*first.shape[:-2], grad.shape[-2], -1),
-            second.expand(*second.shape[:-2], grad.shape[-1], -1),
-        )
-        for odd, power in enumerate((grad.clone(), grad * ratio)):
-            for k in range(odd, 2 * counts[odd], 2):
-                by_first[..., k] = (power @ columns[k].mT).squeeze(-1)
-                by_second[..., k] = (rows[k].mT @ power).squeeze(-2)
-                power.mul_(square)
-        by_first = by_first.sum_to_size(first.shape)
-        by_second = by_second.sum_to_size(second.shape)
+        by_first, by_second = _coefficient_gradients(first, second, ratio, counts, grad)
     return by_first, by_second, by_ratio
+
+
+def coefficient_gradients(
+    first: Tensor, second: Tensor, ratio: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`power_series` by both coefficients, without a graph.
+
+    Args:
+        first: Coefficients of the first inputs, ``... x n x k``.
+        second: Those of the second, ``... x m x k``.
+        ratio: ``... x n x m``.
+        grad: Gradient by the series, ``... x n x m``.
+    """
+    return _coefficient_gradients(first, second, ratio, _counts(first, second, None), grad)
+
+
+def _coefficient_gradients(
+    first: Tensor, second: Tensor, ratio: Tensor, counts: tuple[int, int], grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    by_first = grad.new_zeros(*grad.shape[:-1], first.shape[-1])
+    by_second = grad.new_zeros(*grad.shape[:-2], grad.shape[-1], second.shape[-1])
+    square = ratio.square()
+    # one input may stand for all of a side
+    rows, columns = _columns(
+        first.expand(*first.shape[:-2], grad.shape[-2], -1),
+        second.expand(*second.shape[:-2], grad.shape[-1], -1),
+    )
+    for odd, power in enumerate((grad.clone(), grad * ratio)):
+        for k in range(odd, 2 * counts[odd], 2):
+            by_first[..., k] = (power @ columns[k].mT).squeeze(-1)
+            by_second[..., k] = (rows[k].mT @ power).squeeze(-2)
+            power.mul_(square)
+    return by_first.sum_to_size(first.shape), by_second.sum_to_size(second.shape)
 
 
 def _sum_series(first: Tensor, second: Tensor, ratio: Tensor, counts: tuple[int, int]) -> Tensor:

@@ -68,6 +68,8 @@ class DistanceSolver:
         monitor: Collects the record of the solves.
     """
 
+    num_slopes = 1
+
     def __init__(
         self,
         activation: Activation,

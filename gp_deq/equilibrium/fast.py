@@ -10,7 +10,9 @@ pass is then products of ``grad * kappa`` with the inputs, and row sums. Where i
 differentiated, the reference is differentiated instead.
 
 Blocks are solved by an :class:`~gp_deq.equilibrium.angle.AngleSolver` or a
-:class:`~gp_deq.equilibrium.distance.DistanceSolver`.
+:class:`~gp_deq.equilibrium.distance.DistanceSolver`, those of DEKer by a
+:class:`~gp_deq.equilibrium.profile.ProfileSolver` or a
+:class:`~gp_deq.equilibrium.settled.SettledSolver`.
 """
 
 from __future__ import annotations
@@ -106,8 +108,8 @@ def _pull_back(
     """Gradients by both inputs and the hyperparameters."""
     x1, x2 = inputs[:2]
     assert x1 is not None
-    rows = _Sums(solver.side1)
-    columns = rows if x2 is None else _Sums(solver.side2)
+    rows = _Sums(solver.side1, solver.num_slopes)
+    columns = rows if x2 is None else _Sums(solver.side2, solver.num_slopes)
     # an acquisition function asks for the gradient by its test points alone
     only_first = x2 is not None and not any(needed[1:])
     parts = []
@@ -153,11 +155,11 @@ def _pull_back(
 class _Sums:
     """Sums over the pairs of each input of a side, from which its gradients are made."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, num_slopes: int) -> None:
         self.side = side
         self.products = torch.zeros_like(side.x)
         self.weights = torch.zeros_like(side.variance)
-        self.variance = torch.zeros_like(side.variance)
+        self.variance = self.weights.repeat(1, 1, num_slopes)
 
     def add(self, along: slice, rows: slice, weights: Tensor, others: Tensor) -> None:
         """Adds the products of weights, ``b x m x n``, with the other side's inputs."""

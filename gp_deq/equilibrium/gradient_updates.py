@@ -24,6 +24,7 @@ from ..activations import PairCovariance
 from ..activations.hermite import Hermite
 from ..activations.link import ExponentialFamilyLink, product_dual
 from ..activations.pair_covariance import safe_sqrt
+from ..activations.piecewise_linear import ReLU
 from ..activations.power_series import power_series
 from .implicit import implicit_root
 from .newton import newton
@@ -50,6 +51,31 @@ class FeatureMoments(NamedTuple):
         if self.mean1 is None or self.mean2 is None:
             return FeatureMoments(centred)
         return FeatureMoments(centred, scale * self.mean1, scale * self.mean2)
+
+
+def feature_moments(features: str, injected: PairCovariance) -> tuple[FeatureMoments, Tensor]:
+    r"""Moments of :math:`\gamma`, and the slope of their covariance by that of the injected input.
+
+    Args:
+        features: "relu", with :math:`c - \mu\mu' = \operatorname E s_+ s'_+ - \sqrt{bb'}/2\pi` and
+            :math:`\mu = \sqrt{b/2\pi}`, or "linear", with :math:`c = b` and :math:`\mu = 0`.
+        injected: Covariance of the injected input.
+    """
+    if features == "linear":
+        return FeatureMoments(injected), torch.ones_like(injected.sqdist)
+    rectified, slope = ReLU().dual_and_derivative(injected)
+    root1, root2 = safe_sqrt(injected.var1), safe_sqrt(injected.var2)
+    total = root1 + root2
+    rootdiff = injected.vardiff / total.masked_fill(total == 0, 1.0)
+    share = 1 / (2 * math.pi)
+    centred = PairCovariance(
+        (0.5 - share) * injected.var1,
+        (0.5 - share) * injected.var2,
+        rectified.sqdist - share * rootdiff.square(),
+        (0.5 - share) * injected.vardiff,
+    )
+    mean = math.sqrt(share)
+    return FeatureMoments(centred, mean * root1, mean * root2), slope
 
 
 def update_pairs(
@@ -108,53 +134,68 @@ def settle_pairs(
             their variance wherever the root returned is another.
         monitor: Collects the record of the solves.
     """
-    inertia = _inertia(regularization, step_size)
+    inertia = settled_inertia(regularization, step_size)
     centred, mean1, mean2 = features
     mean1 = torch.zeros_like(centred.var1) if mean1 is None else mean1
     mean2 = torch.zeros_like(centred.var2) if mean2 is None else mean2
     parameters = (inertia, centred.cov, *variances, mean1, mean2)
 
-    def function(cov: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-        return _PairEquation(link, *values)(cov)
-
-    top = safe_sqrt(parameters[2]) * safe_sqrt(parameters[3])
-    middle = (parameters[2] + parameters[3]) / 2
-    with torch.no_grad():
-        equation = _PairEquation(link, *parameters)
-        end = top.expand(torch.broadcast_shapes(top.shape, coincident.shape))
-        attracts = equation(end)[1] > 0
-        start = end * (1 - 2.0**-10) * (1 - centred.versine / 2)
-        noise, scale = _rounding(link, inertia), middle.expand(end.shape)
-        # by rounding, a root may lie beyond the end
-        wide = end + noise * scale
-        cov = newton(equation, start, -wide, wide, scale, noise, monitor)
-        cov = torch.minimum(torch.maximum(cov, -end), end)
-        cov = torch.where(coincident & attracts, middle, cov)
-    cov = implicit_root(cov, function, *parameters)
-    return torch.where(coincident & ~attracts, middle, cov) if identical else cov
-
-
-class _PairEquation:
-    """``psi - F(psi)`` and its slope as a function of the covariance, the rest being given."""
-
-    def __init__(
-        self,
-        link: ExponentialFamilyLink,
+    def equation(
         inertia: Tensor,
         features: Tensor,
         var1: Tensor,
         var2: Tensor,
         mean1: Tensor,
         mean2: Tensor,
-    ) -> None:
+    ) -> PairEquation:
+        first, second = Series.of(link, var1, mean1), Series.of(link, var2.mT, mean2.mT)
+        return PairEquation(inertia, features, first, second)
+
+    def function(cov: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+        return equation(*values)(cov)
+
+    middle = (parameters[2] + parameters[3]) / 2
+    with torch.no_grad():
+        noise = rounding(link, inertia)
+        solved = equation(*parameters).solve(middle, centred.versine, coincident, noise, monitor)
+    cov = implicit_root(solved.cov, function, *parameters)
+    return torch.where(solved.repelled, middle, cov) if identical else cov
+
+
+class SolvedPairs(NamedTuple):
+    """Covariances at the fixed point.
+
+    Args:
+        cov: The covariances, ``... x n x m``.
+        repelled: Where inputs coincide, but their covariance is below their variance.
+    """
+
+    cov: Tensor
+    repelled: Tensor
+
+
+class PairEquation:
+    """``psi - F(psi)`` and its slope as a function of the covariance, the rest being given.
+
+    Args:
+        inertia: What the expectations are divided by, ``... x 1 x 1``.
+        features: Covariance of the features, ``... x n x m``.
+        first: Series of the first inputs.
+        second: Those of the second.
+    """
+
+    def __init__(self, inertia: Tensor, features: Tensor, first: Series, second: Series) -> None:
         self.inertia, self.features = inertia, features
-        first, second = _Series.of(link, var1, mean1), _Series.of(link, var2.mT, mean2.mT)
         self.scale = first.root * second.root.mT
         self.pairs = tuple(zip(first[1:], second[1:], strict=True))
 
-    def __call__(self, cov: Tensor) -> tuple[Tensor, Tensor]:
+    def _correlation(self, cov: Tensor) -> Tensor:
         # not clamped: it exceeds one by rounding alone, where a derivative must not be lost
-        correlation = cov / self.scale.masked_fill(self.scale == 0, 1.0)
+        return cov / self.scale.masked_fill(self.scale == 0, 1.0)
+
+    def __call__(self, cov: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and slope."""
+        correlation = self._correlation(cov)
         rho, rho_slope, residual, residual_slope = (
             power_series(one, other, correlation) for one, other in self.pairs
         )
@@ -162,8 +203,45 @@ class _PairEquation:
         slope = 1 - (self.features * rho_slope + residual_slope) / self.inertia
         return value, slope
 
+    def rho_and_slope(self, cov: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariance of ``rho``, and the slope of the equation."""
+        correlation = self._correlation(cov)
+        rho, rho_slope, residual_slope = (
+            power_series(*self.pairs[index], correlation) for index in (0, 1, 3)
+        )
+        return rho, 1 - (self.features * rho_slope + residual_slope) / self.inertia
 
-class _Series(NamedTuple):
+    def solve(
+        self,
+        middle: Tensor,
+        versine: Tensor,
+        coincident: Tensor,
+        noise: float,
+        monitor: SolverMonitor,
+    ) -> SolvedPairs:
+        """The root, where inputs coincide the one that attracts; without a graph.
+
+        Args:
+            middle: Means of both variances, ``... x n x m``.
+            versine: One minus the correlation of the features, ``... x n x m``.
+            coincident: Which inputs coincide, ``... x n x m``.
+            noise: Size of a step that is rounding, relative to ``middle``.
+            monitor: Collects the record of the solve.
+        """
+        end = self.scale.expand(torch.broadcast_shapes(self.scale.shape, coincident.shape))
+        attracted = coincident
+        if bool(coincident.any()):
+            attracted = coincident & (self(end)[1] > 0)
+        start = end * (1 - 2.0**-10) * (1 - versine / 2)
+        # by rounding, a root may lie beyond the end
+        scale = middle.expand(end.shape)
+        wide = end + noise * scale
+        cov = newton(self, start, -wide, wide, scale, noise, monitor)
+        cov = torch.minimum(torch.maximum(cov, -end), end)
+        return SolvedPairs(torch.where(attracted, middle, cov), coincident & ~attracted)
+
+
+class Series(NamedTuple):
     """Coefficients of ``rho`` and of ``mean * rho - sigma``, and those of their derivatives."""
 
     root: Tensor
@@ -172,8 +250,13 @@ class _Series(NamedTuple):
     residual: Tensor
     residual_slope: Tensor
 
+    def take(self, along: slice, rows: slice) -> Series:
+        """A part of the batches and of the inputs, without its graph."""
+        return Series._make(value.detach()[along, rows] for value in self)
+
     @classmethod
-    def of(cls, link: ExponentialFamilyLink, variance: Tensor, mean: Tensor) -> _Series:
+    def of(cls, link: ExponentialFamilyLink, variance: Tensor, mean: Tensor) -> Series:
+        """Series at variances and means, both ``... x n x 1``."""
         root = safe_sqrt(variance)
         rho, rho_slope = link.rho.coefficients(root)
         sigma, sigma_slope = link.sigma.coefficients(root)
@@ -182,7 +265,7 @@ class _Series(NamedTuple):
         return cls(root, rho, rho_slope, mean * rho - sigma, mean * rho_slope - sigma_slope)
 
 
-def _inertia(regularization: Tensor, step_size: float) -> Tensor:
+def settled_inertia(regularization: Tensor, step_size: float) -> Tensor:
     """What the expectations are divided by at the fixed point."""
     return regularization.square() * ((2 - step_size) / step_size)
 
@@ -205,7 +288,7 @@ def settle_variances(
         regularization: :math:`\lambda`, ``... x 1 x 1``.
         monitor: Collects the record of the solves.
     """
-    inertia = _inertia(regularization, step_size)
+    inertia = settled_inertia(regularization, step_size)
     mean = torch.zeros_like(features) if mean is None else mean
 
     def equation(
@@ -235,7 +318,7 @@ def settle_variances(
             if not bool(below.any()):
                 break
             upper = torch.where(below, 4 * upper, upper)
-        noise = _rounding(link, inertia)
+        noise = rounding(link, inertia)
 
         def function(variance: Tensor) -> tuple[Tensor, Tensor]:
             return equation(variance, *given)
@@ -257,7 +340,7 @@ def _square(series: Hermite, root: Tensor, value: Tensor, slope: Tensor) -> tupl
     return value.square().sum(-1, keepdim=True), total
 
 
-def _rounding(link: ExponentialFamilyLink, inertia: Tensor) -> float:
+def rounding(link: ExponentialFamilyLink, inertia: Tensor) -> float:
     """Size of a Newton step that rounding of the equation alone makes, relative to variances."""
     if inertia.numel() == 0:
         return 0.0

@@ -15,6 +15,8 @@ class HomogeneousSolver:
         bias_variance: ``b x 1 x 1``.
     """
 
+    num_slopes = 1
+
     def __init__(self, bias_variance: Tensor) -> None:
         self.bias_variance = bias_variance
 

@@ -39,7 +39,8 @@ class Gradients(NamedTuple):
     """Contributions of a block to gradients.
 
     Args:
-        variance1: By the variances of the first inputs, ``b x n x 1``.
+        variance1: By the variances of the first inputs, or whatever the solver wants to sum up for
+            them, ``b x n x num_slopes``.
         variance2: By those of the second.
         moments: From whose sum the solver makes the gradients by its hyperparameters,
             ``b x 1 x k``.
@@ -55,6 +56,10 @@ class BlockSolver(Protocol):
 
     side1: Side
     side2: Side
+
+    @property
+    def num_slopes(self) -> int:
+        """Number of values of an input by which :meth:`pull_back` gives gradients."""
 
     def solve(self, block: Block) -> tuple[Tensor, Slopes]:
         """Kernel and slopes of a block of pairs."""

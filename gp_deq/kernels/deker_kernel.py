@@ -16,7 +16,6 @@ from torch import Tensor
 from ..activations import ExponentialFamilyLink, PairCovariance, get_link
 from ..activations.injected import injected_angle
 from ..activations.pair_covariance import safe_sqrt
-from ..activations.piecewise_linear import ReLU
 from ..equilibrium import SolverMonitor
 from ..equilibrium.fast import fast_matrix
 from ..equilibrium.gradient_angles import (
@@ -30,12 +29,14 @@ from ..equilibrium.gradient_angles import (
 )
 from ..equilibrium.gradient_updates import (
     FeatureMoments,
+    feature_moments,
     settle_pairs,
     settle_variances,
     update_pairs,
 )
-from ..equilibrium.pairwise import PairFunction, pairwise
+from ..equilibrium.pairwise import PairFunction
 from ..equilibrium.profile import ProfileSolver, fit_profile
+from ..equilibrium.settled import SettledSolver
 from ._base import NeuralKernel
 from .constraints import AboveCritical, NonNegative
 
@@ -276,11 +277,9 @@ class DEKerKernel(NeuralKernel):
         monitor: SolverMonitor,
     ) -> Tensor:
         if isinstance(self.features, str):
-            if not self.link.homogeneous:
-                evaluate = self._settle if self.num_steps is None else super()._evaluate
-                return evaluate(z1, z2, hyperparameters, monitor)
+            make_solver = self._make_profile if self.link.homogeneous else self._make_settled
             reference = self._pair_function(monitor)
-            return fast_matrix(self._make_solver, reference, z1, z2, hyperparameters, monitor)
+            return fast_matrix(make_solver, reference, z1, z2, hyperparameters, monitor)
         # the features have hyperparameters of their own, and so are evaluated once, for all pairs
         others = z1 if z2 is None else z2
         value = self._pair_function(monitor)(z1, others, *hyperparameters)
@@ -289,35 +288,13 @@ class DEKerKernel(NeuralKernel):
         upper = torch.ones(value.shape[-2:], dtype=torch.bool, device=value.device).triu_()
         return torch.where(upper, value, value.mT)
 
-    def _settle(
-        self,
-        z1: Tensor,
-        z2: Tensor | None,
-        hyperparameters: list[Tensor],
-        monitor: SolverMonitor,
-    ) -> Tensor:
-        """With each variance solved for once, not in every block; a coordinate carries it."""
-        regularization, feature_scale, bias_variance = hyperparameters
+    def _make_settled(self, *arguments: Any) -> SettledSolver | None:
+        if self.num_steps is not None or (self.coincident == "sgd" and self.link.jumps):
+            return None
+        assert isinstance(self.features, str)
+        return SettledSolver(self.link, self.features, self.step_size, *arguments)
 
-        def extend(z: Tensor) -> Tensor:
-            injected = z.square().sum(-1, keepdim=True) + bias_variance
-            zero = torch.zeros_like(injected)
-            alone = self._features(PairCovariance(injected, injected, zero, zero), [], zero == 0)
-            features = alone.scaled(feature_scale)
-            variance = settle_variances(
-                self.link,
-                features.centred.var1,
-                features.mean1,
-                self.step_size,
-                regularization,
-                monitor,
-            )
-            return torch.cat((z.expand(*variance.shape[:-1], -1), variance), -1)
-
-        function = self._pair_function(monitor, extended=True)
-        return pairwise(function, extend(z1), None if z2 is None else extend(z2), *hyperparameters)
-
-    def _make_solver(
+    def _make_profile(
         self,
         z1: Tensor,
         z2: Tensor | None,
@@ -358,17 +335,11 @@ class DEKerKernel(NeuralKernel):
     def _moments(self) -> Features:
         return LINEAR if self.features == "linear" else RECTIFIED
 
-    def _pair_function(
-        self, monitor: SolverMonitor, coincident: str | None = None, extended: bool = False
-    ) -> PairFunction:
+    def _pair_function(self, monitor: SolverMonitor, coincident: str | None = None) -> PairFunction:
         identical = (coincident or self.coincident) == "sgd"
 
         def function(z1: Tensor, z2: Tensor, *values: Tensor) -> Tensor:
             regularization, feature_scale, bias_variance, *moments = values
-            variances = None
-            if extended:
-                variances = z1[..., -1:], z2[..., -1:].mT
-                z1, z2 = z1[..., :-1], z2[..., :-1]
             injected = PairCovariance.from_inputs(z1, z2, bias_variance)
             if self.link.homogeneous and not moments:
                 angles = injected_angle(z1, z2, bias_variance, injected)
@@ -376,7 +347,7 @@ class DEKerKernel(NeuralKernel):
                     injected, *angles, regularization, feature_scale, identical, monitor
                 )
             return self._read_out(
-                injected, monitor, regularization, feature_scale, moments, identical, variances
+                injected, monitor, regularization, feature_scale, moments, identical
             )
 
         return function
@@ -421,7 +392,6 @@ class DEKerKernel(NeuralKernel):
         feature_scale: Tensor,
         moments: list[Tensor],
         identical: bool,
-        variances: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         same = injected.sqdist == 0
         features = self._features(injected, moments, same)
@@ -436,14 +406,13 @@ class DEKerKernel(NeuralKernel):
             ).cov
         if not self.link.homogeneous:
             features = features.scaled(feature_scale)
-            if variances is None:
-                centred, mean1, mean2 = features
-                of = partial(settle_variances, self.link)
-                given = self.step_size, regularization, monitor
-                variances = (
-                    of(centred.var1, mean1, *given),
-                    of(centred.var2.mT, None if mean2 is None else mean2.mT, *given).mT,
-                )
+            centred, mean1, mean2 = features
+            of = partial(settle_variances, self.link)
+            given = self.step_size, regularization, monitor
+            variances = (
+                of(centred.var1, mean1, *given),
+                of(centred.var2.mT, None if mean2 is None else mean2.mT, *given).mT,
+            )
             return settle_pairs(
                 self.link,
                 features,
@@ -471,21 +440,8 @@ class DEKerKernel(NeuralKernel):
             # rounding must not separate inputs that coincide
             sqdist = torch.where(same, 0.0, (total - 2 * cov).clamp_min(0.0))
             return FeatureMoments(PairCovariance(var1, var2, sqdist, var1 - var2))
-        if self.features == "linear":
-            return FeatureMoments(injected)
-        rectified = ReLU().dual(injected)
-        root1, root2 = safe_sqrt(injected.var1), safe_sqrt(injected.var2)
-        total = root1 + root2
-        rootdiff = injected.vardiff / total.masked_fill(total == 0, 1.0)
-        share = 1 / (2 * math.pi)
-        centred = PairCovariance(
-            (0.5 - share) * injected.var1,
-            (0.5 - share) * injected.var2,
-            rectified.sqdist - share * rootdiff.square(),
-            (0.5 - share) * injected.vardiff,
-        )
-        mean = math.sqrt(share)
-        return FeatureMoments(centred, mean * root1, mean * root2)
+        assert isinstance(self.features, str)
+        return feature_moments(self.features, injected)[0]
 
     def _check_features(self, features: str | Kernel) -> str | Kernel:
         if isinstance(features, Kernel):

@@ -979,6 +979,68 @@ def test_fast_path_and_reference(
         assert (actual - expected).abs().max() <= 1e-8 * expected.abs().max()
 
 
+JUMP = (torch.relu, lambda eta: (eta > 0).to(eta))
+
+
+@pytest.mark.parametrize("link", ["tanh", "identity", "softplus-gaussian", JUMP], ids=str)
+@both_features
+@pytest.mark.parametrize("shape", ["square", "rectangle", "batch", "tiles"])
+def test_fast_path_of_series_and_reference(link: str | tuple, features: str, shape: str) -> None:
+    """Values and derivatives to rounding of some hundred operations, near duplicates among them."""
+    kernel = DEKerKernel(link, features, step_size=0.7, ard_num_dims=3).double()
+    kernel.regularization = 1.6 * kernel.critical_regularization
+    kernel.bias_variance = 0.0
+    if shape == "batch":
+        kernel = kernel.expand_batch(2, 2)
+        kernel.raw_regularization.data = kernel.raw_regularization.data.contiguous()
+        kernel.raw_regularization.data[1, 0] += 0.5
+    generator = torch.Generator().manual_seed(0)
+
+    def points(*size: int) -> Tensor:
+        return torch.randn(*size, 3, dtype=torch.float64, generator=generator)
+
+    leading = {"batch": (2, 1, 9), "tiles": (300,)}.get(shape, (12,))
+    x1 = points(*leading)
+    x1[..., 3, :] = x1[..., 5, :]
+    x1[..., 4, :] = x1[..., 5, :] + 1e-4
+    x1.requires_grad_()
+    x2 = None if shape in ("square", "tiles") else points(*leading[:-1], 7).requires_grad_()
+    leaves = [x1, *([] if x2 is None else [x2]), *kernel.parameters()]
+    fast = kernel.forward(x1, x1 if x2 is None else x2)
+    hyperparameters = [kernel._hyperparameter(name) for name in kernel._hyperparameters]
+    slow = pairwise(
+        kernel._pair_function(SolverMonitor()),
+        kernel._scale(x1),
+        None if x2 is None else kernel._scale(x2),
+        *hyperparameters,
+    )
+    assert kernel.solver_report.converged
+    assert "_FastMatrix" in str(fast.grad_fn.next_functions) + str(fast.grad_fn)
+    assert (fast - slow).abs().max() <= 1e-13 * slow.detach().abs().max()
+    upstream = torch.randn(fast.shape, dtype=torch.float64, generator=generator)
+    found = torch.autograd.grad((fast * upstream).sum(), leaves)
+    expected = torch.autograd.grad((slow * upstream).sum(), leaves)
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-10 * other.abs().max()
+    if x2 is not None:
+        alone = kernel.forward(x1, x2.detach())
+        (gradient,) = torch.autograd.grad((alone * upstream).sum(), x1)
+        assert (gradient - expected[0]).abs().max() <= 1e-10 * expected[0].abs().max()
+
+
+def test_where_the_fast_path_of_series_ends() -> None:
+    """With a nugget, and after finitely many updates, the reference is left."""
+
+    def way(*args: object, **options: object) -> str:
+        value = DEKerKernel(*args, **options).forward(*2 * [torch.randn(5, 2)])
+        return str(value.grad_fn.next_functions) + str(value.grad_fn)
+
+    assert "_FastMatrix" in way("tanh", coincident="sgd")
+    assert "_FastMatrix" in way(JUMP)
+    assert "_Pairwise" in way(JUMP, coincident="sgd")
+    assert "_Pairwise" in way("tanh", num_steps=2)
+
+
 def test_many_updates_take_the_reference() -> None:
     """Roots of roots of an angle have no series of a reasonable degree."""
     kernel = DEKerKernel(num_steps=20).double()
