@@ -97,7 +97,7 @@ class LeakyReLU(Activation):
             sqdist,
             self.diagonal_difference(*pair[:2], pair.vardiff),
         )
-        return dual, self.linear_part - self.angular_part * theta
+        return dual, (theta * -self.angular_part).add_(self.linear_part)
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
