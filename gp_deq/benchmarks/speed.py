@@ -41,7 +41,7 @@ import gpytorch
 import torch
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 
-from gp_deq.kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel
+from gp_deq.kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
 
 try:
     from botorch.models.kernels import InfiniteWidthBNNKernel
@@ -92,12 +92,18 @@ def _deker_steps(ard_num_dims: int) -> Kernel:
     return DEKerKernel(num_steps=3, ard_num_dims=ard_num_dims)
 
 
+def _deker_tanh(ard_num_dims: int) -> Kernel:
+    return DEKerKernel("tanh", ard_num_dims=ard_num_dims)
+
+
 _FAMILIES: Mapping[str, Callable[..., Kernel]] = {
     "DEQ-NNGP": DEQNNGPKernel,
     "DEQ-NTK": DEQNTKKernel,
     "DEKer": DEKerKernel,
     "DEKer, 3 steps": _deker_steps,
+    "DEKer, link tanh": _deker_tanh,
     "NNGP": NNGPKernel,
+    "NTK": NTKKernel,
     "Matérn-5/2": _matern,
     "RBF": RBFKernel,
     "InfiniteWidthBNN": _infinite_width_bnn,
@@ -110,8 +116,8 @@ class KernelSpec:
 
     Args:
         family: ``"DEQ-NNGP"``, ``"DEQ-NTK"``, ``"DEKer"`` (fixed point, link and features "relu"),
-            ``"DEKer, 3 steps"``, ``"NNGP"``, or one of the peers ``"Matérn-5/2"``,
-            ``"RBF"``, ``"InfiniteWidthBNN"``.
+            ``"DEKer, 3 steps"``, ``"DEKer, link tanh"``, ``"NNGP"``, ``"NTK"``, or one of the peers
+            ``"Matérn-5/2"``, ``"RBF"``, ``"InfiniteWidthBNN"``.
         activation: Of this package's kernels.
         depth: Of the finite-depth kernels.
         weight_variance: Replaces the initial value.
@@ -239,8 +245,10 @@ class SpeedConfig:
         """Kernels of the main comparison."""
         ours = [_deq(activation) for activation in _ACTIVATIONS]
         ours[1:1] = [_deq("relu", 1.98), _DEQ_NTK]
-        finite = [_nngp(depth) for depth in (3, 10)]
-        return [MATERN, RBF, infinite_width_bnn(3), *ours, *_DEKERS, *finite]
+        tangent = [KernelSpec("DEQ-NTK", activation) for activation in ("erf", "tanh")]
+        dekers = [*_DEKERS, KernelSpec("DEKer, link tanh")]
+        finite = [_nngp(3), KernelSpec("NTK", "relu", depth=3), _nngp(10)]
+        return [MATERN, RBF, infinite_width_bnn(3), *ours, *tangent, *dekers, *finite]
 
     @property
     def size_kernels(self) -> list[KernelSpec]:
