@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ def safe_sqrt(value: Tensor) -> Tensor:
 
 
 class _InputDifferences(torch.autograd.Function):
-    """Squared distances, and differences of squared norms, from differences of coordinates.
+    """Squared distances and differences of squared norms, to rounding of close inputs too.
 
     ``torch.cdist`` forms the former so, but cannot be differentiated twice.
     """
@@ -79,15 +80,9 @@ class _InputDifferences(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x1, x2)
-        sqdist = squared_distance(x1, x2)
-        normdiff = torch.zeros_like(sqdist)
-        difference, total = torch.empty_like(sqdist), torch.empty_like(sqdist)
-        for column1, column2 in zip(x1.unbind(-1), x2.unbind(-1), strict=True):
-            first, second = column1.unsqueeze(-1), column2.unsqueeze(-2)
-            torch.sub(first, second, out=difference)
-            torch.add(first, second, out=total)
-            normdiff.addcmul_(difference, total)
-        return sqdist, normdiff
+        (norm1, rest1), (norm2, rest2) = squared_norms(x1), squared_norms(x2)
+        normdiff = (norm1 - norm2.mT).add_(rest1).sub_(rest2.mT)
+        return squared_distance(x1, x2), normdiff
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +93,32 @@ class _InputDifferences(torch.autograd.Function):
         grad1 = 2 * (to1.sum(-1).unsqueeze(-1) * x1 - grad_sqdist @ x2)
         grad2 = 2 * (to2.sum(-2).unsqueeze(-1) * x2 - grad_sqdist.mT @ x1)
         return grad1.sum_to_size(x1.shape), grad2.sum_to_size(x2.shape)
+
+
+def squared_norms(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared norms, and what rounding left of them: their sum has twice the digits.
+
+    Squares and sums with their errors are those of [Dekker1971]_.
+
+    Args:
+        x: ``... x n x d``.
+
+    Returns:
+        Both ``... x n x 1``.
+    """
+    digits = round(-math.log2(torch.finfo(x.dtype).eps)) + 1
+    scaled = x * (2.0 ** math.ceil(digits / 2) + 1)
+    high = scaled - (scaled - x)
+    low = x - high
+    square = x * x
+    error = (high * high - square) + 2 * high * low + low * low
+    norm, rest = torch.zeros_like(x[..., :1]), error.sum(-1, keepdim=True)
+    for term in square.split(1, -1):
+        total = norm + term
+        part = total - norm
+        rest += (norm - (total - part)) + (term - part)
+        norm = total
+    return norm, rest
 
 
 def squared_distance(x1: Tensor, x2: Tensor) -> Tensor:

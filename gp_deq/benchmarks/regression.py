@@ -85,7 +85,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         kernels=tuple(
             name
             for name, makers in KERNELS.items()
-            # a step with DEKer tanh takes as long as those of all the others together
+            # a step with DEKer tanh takes as long as those of four others
             if len(makers) == 1 and name != "DEKer tanh"
         ),
         seeds=2,

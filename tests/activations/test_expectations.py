@@ -186,6 +186,26 @@ def test_kinks_have_no_slopes_of_the_derivative() -> None:
         ReLU().derivative_variance_slopes(one, one, one)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("dims", [1, 3, 40])
+def test_differences_of_squared_norms(dims: int, dtype: torch.dtype) -> None:
+    """In relative terms, far apart or close, however little the norms differ.
+
+    Norms with twice the digits leave eps**2 of the variance, and the difference some roundings.
+    """
+    x = random_points(9, 6, dims, 1.3).to(dtype)
+    y = torch.cat((x.flip(-1) * (1 + 2.0**-9), -x + 1e-4, x * 1e-3, 100 * x, x))
+    got = PairCovariance.from_inputs(x, y, 0.0).vardiff
+    eps = torch.finfo(dtype).eps
+    for i in range(6):
+        for j in range(30):
+            first, second = (
+                sum(mp.mpf(value) ** 2 for value in row.tolist()) for row in (x[i], y[j])
+            )
+            room = 4 * eps * abs(first - second) + 4 * dims * eps**2 * (first + second)
+            assert abs(got[i, j].item() - (first - second)) <= room
+
+
 def test_float32_stays_in_float32() -> None:
     for activation, _ in CLOSED.values():
         x = random_points(5, 3, 2, 1.0).float()
