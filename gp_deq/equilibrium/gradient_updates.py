@@ -14,6 +14,7 @@ two kernels, each with a squared distance that does not cancel.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -251,8 +252,8 @@ class Series(NamedTuple):
     residual_slope: Tensor
 
     def take(self, along: slice, rows: slice) -> Series:
-        """A part of the batches and of the inputs, without its graph."""
-        return Series._make(value.detach()[along, rows] for value in self)
+        """A part of the batches and of the inputs."""
+        return Series._make(value[along, rows] for value in self)
 
     @classmethod
     def of(cls, link: ExponentialFamilyLink, variance: Tensor, mean: Tensor) -> Series:
@@ -290,19 +291,7 @@ def settle_variances(
     """
     inertia = settled_inertia(regularization, step_size)
     mean = torch.zeros_like(features) if mean is None else mean
-
-    def equation(
-        variance: Tensor, inertia: Tensor, features: Tensor, mean: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        root = safe_sqrt(variance)
-        rho = link.rho.coefficients(root)
-        sigma = link.sigma.coefficients(root)
-        residual = (mean * rho[0] - sigma[0], mean * rho[1] - sigma[1])
-        square, slope = _square(link.rho, root, *rho)
-        rest, rest_slope = _square(link.sigma, root, *residual)
-        value = variance - (features * square + rest) / inertia
-        return value, 1 - (features * slope + rest_slope) / inertia
-
+    equation = partial(_variance_equation, link)
     with torch.no_grad():
         given = (inertia, features, mean)
         zero = torch.zeros(
@@ -331,6 +320,42 @@ def settle_variances(
         tolerance = max(settings.solver_tolerance.value(variance.dtype), noise)
         monitor.record(0, torch.where(attracts, step, math.inf), tolerance)
     return implicit_root(variance, equation, inertia, features, mean)
+
+
+def attach_variances(
+    link: ExponentialFamilyLink,
+    variance: Tensor,
+    features: Tensor,
+    mean: Tensor,
+    step_size: float,
+    regularization: Tensor,
+) -> Tensor:
+    """The same variances with derivatives.
+
+    Args:
+        link: As for :func:`settle_variances`, of which the other arguments are as well.
+        variance: Its result.
+        features: Variances of the features.
+        mean: Their means.
+        step_size: The step size.
+        regularization: The regularization.
+    """
+    inertia = settled_inertia(regularization, step_size)
+    return implicit_root(variance, partial(_variance_equation, link), inertia, features, mean)
+
+
+def _variance_equation(
+    link: ExponentialFamilyLink, variance: Tensor, inertia: Tensor, features: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``psi - F(psi)`` of an input with itself, and its slope."""
+    root = safe_sqrt(variance)
+    rho = link.rho.coefficients(root)
+    sigma = link.sigma.coefficients(root)
+    residual = (mean * rho[0] - sigma[0], mean * rho[1] - sigma[1])
+    square, slope = _square(link.rho, root, *rho)
+    rest, rest_slope = _square(link.sigma, root, *residual)
+    value = variance - (features * square + rest) / inertia
+    return value, 1 - (features * slope + rest_slope) / inertia
 
 
 def _square(series: Hermite, root: Tensor, value: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ..activations.power_series import coefficient_gradients, power_series
 from .gradient_updates import (
     PairEquation,
     Series,
+    attach_variances,
     feature_moments,
     rounding,
     settle_variances,
@@ -22,18 +22,6 @@ from .gradient_updates import (
 from .pairwise import Block, take
 from .report import SolverMonitor
 from .solution import Gradients, Side, Slopes
-
-
-class _Graph(NamedTuple):
-    """Series of the inputs of a side as functions of what they depend on.
-
-    Args:
-        given: Injected variances, ``b x n x 1``; regularization and feature scale, ``b x 1 x 1``.
-        series: Square roots of the variances and coefficients of the link's functions.
-    """
-
-    given: tuple[Tensor, ...]
-    series: Series
 
 
 class SettledSolver:
@@ -74,40 +62,33 @@ class SettledSolver:
         self.regularization, self.feature_scale = regularization, feature_scale
         self.bias_variance, self.monitor = bias_variance, monitor
         self.inertia = settled_inertia(regularization, step_size)
-        self.side1, self.graph1 = self._side(x1)
-        self.side2, self.graph2 = (self.side1, self.graph1) if x2 is None else self._side(x2)
+        self.side1, self.series1 = self._side(x1)
+        self.side2, self.series2 = (self.side1, self.series1) if x2 is None else self._side(x2)
 
-    def _side(self, x: Tensor) -> tuple[Side, _Graph]:
-        with torch.enable_grad():
-            injected = x.square().sum(-1, keepdim=True) + self.bias_variance
-            scalars = (
-                value.expand(x.shape[0], 1, 1)
-                for value in (self.regularization, self.feature_scale)
-            )
-            injected, regularization, feature_scale = given = tuple(
-                value.detach().requires_grad_() for value in (injected, *scalars)
-            )
-            zero = torch.zeros_like(injected)
-            alone, _ = feature_moments(
-                self.features, PairCovariance(injected, injected, zero, zero)
-            )
-            centred, mean, _ = alone.scaled(feature_scale)
-            variance = settle_variances(
-                self.link, centred.var1, mean, self.step_size, regularization, self.monitor
-            )
-            series = Series.of(self.link, variance, zero if mean is None else mean)
-        root = series.root.detach()
-        return Side(x, injected.detach(), variance.detach(), root, root), _Graph(given, series)
+    def _side(self, x: Tensor) -> tuple[Side, Series]:
+        injected = x.square().sum(-1, keepdim=True) + self.bias_variance
+        features, mean = self._moments(injected, self.feature_scale)
+        variance = settle_variances(
+            self.link, features, mean, self.step_size, self.regularization, self.monitor
+        )
+        series = Series.of(self.link, variance, mean)
+        return Side(x, injected, variance, series.root, series.root), series
+
+    def _moments(self, injected: Tensor, feature_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Variances and means of the features of single inputs, ``b x n x 1``."""
+        zero = torch.zeros_like(injected)
+        alone, _ = feature_moments(self.features, PairCovariance(injected, injected, zero, zero))
+        centred, mean, _ = alone.scaled(feature_scale)
+        return centred.var1, zero if mean is None else mean
 
     @property
     def num_slopes(self) -> int:
         """See :attr:`BlockSolver.num_slopes`: root, coefficients of both series, features."""
-        series = self.graph1.series
-        return 2 + series.rho.shape[-1] + series.residual.shape[-1]
+        return 2 + self.series1.rho.shape[-1] + self.series1.residual.shape[-1]
 
     def _series(self, block: Block) -> tuple[Series, Series]:
         along, down, across = block
-        return self.graph1.series.take(along, down), self.graph2.series.take(along, across)
+        return self.series1.take(along, down), self.series2.take(along, across)
 
     def _injected(self, block: Block) -> PairCovariance:
         along, down, across = block
@@ -182,7 +163,19 @@ class SettledSolver:
 
     def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         """Through the series as functions of injected variance, regularization and scale."""
-        given, series = self.graph1 if side is self.side1 else self.graph2
+        scalars = (
+            value.expand(side.x.shape[0], 1, 1)
+            for value in (self.regularization, self.feature_scale)
+        )
+        with torch.enable_grad():
+            injected, regularization, feature_scale = given = tuple(
+                value.detach().requires_grad_() for value in (side.injected, *scalars)
+            )
+            features, mean = self._moments(injected, feature_scale)
+            variance = attach_variances(
+                self.link, side.variance, features, mean, self.step_size, regularization
+            )
+            series = Series.of(self.link, variance, mean)
         outputs = (series.root, series.rho, series.residual)
         *pieces, direct = grad.split([*(output.shape[-1] for output in outputs), 1], -1)
         depending = [pair for pair in zip(outputs, pieces, strict=True) if pair[0].requires_grad]
@@ -190,7 +183,6 @@ class SettledSolver:
             [output for output, _ in depending],
             given,
             [piece for _, piece in depending],
-            retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
         )

@@ -982,7 +982,11 @@ def test_fast_path_and_reference(
 JUMP = (torch.relu, lambda eta: (eta > 0).to(eta))
 
 
-@pytest.mark.parametrize("link", ["tanh", "identity", "softplus-gaussian", JUMP], ids=str)
+@pytest.mark.parametrize(
+    "link",
+    ["tanh", "identity", "softplus-gaussian", JUMP],
+    ids=["tanh", "identity", "softplus", "jump"],
+)
 @both_features
 @pytest.mark.parametrize("shape", ["square", "rectangle", "batch", "tiles"])
 def test_fast_path_of_series_and_reference(link: str | tuple, features: str, shape: str) -> None:
