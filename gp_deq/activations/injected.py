@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .angles import angle
-from .pair_covariance import PairCovariance
+from .pair_covariance import PairCovariance, exact_product
 
 
 def injected_angle(
@@ -72,27 +72,13 @@ def _unit_vectors(x: Tensor, bias_variance: Tensor) -> tuple[Tensor, Tensor]:
     )
     vector = torch.cat((x.expand(*bias.shape[:-1], x.shape[-1]), bias), -1)
     norm = vector.square().sum(-1, keepdim=True).sqrt()
-    high, low = _product(vector, 1 / norm.masked_fill(norm == 0, 1.0))
+    high, low = exact_product(vector, 1 / norm.masked_fill(norm == 0, 1.0))
     # what the square of the norm exceeds one by, its leading part summed without error
     excess, rest = torch.full_like(norm[..., 0], -1.0), torch.zeros_like(norm[..., 0])
     for big, small in zip(high.unbind(-1), low.unbind(-1), strict=True):
-        square, error = _product(big, big)
+        square, error = exact_product(big, big)
         added = excess + square
         part = added - excess
         rest = rest + ((excess - (added - part)) + (square - part)) + (error + 2 * big * small)
         excess = added
     return high, low - high * ((excess + rest) / 2).unsqueeze(-1)
-
-
-def _product(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Product and its rounding error, exactly (Dekker 1971)."""
-    product = first * second
-    (high1, low1), (high2, low2) = _split(first), _split(second)
-    error = ((high1 * high2 - product) + high1 * low2 + low1 * high2) + low1 * low2
-    return product, error
-
-
-def _split(value: Tensor) -> tuple[Tensor, Tensor]:
-    scaled = (2.0**27 + 1 if value.dtype == torch.float64 else 2.0**12 + 1) * value
-    high = scaled - (scaled - value)
-    return high, value - high

@@ -62,8 +62,6 @@ class ExponentialFamilyLink:
 
     #: Whether ``sigma`` is homogeneous of degree one and ``rho`` of degree zero.
     homogeneous: bool = False
-    #: Whether ``rho`` jumps at zero.
-    jumps: bool = True
 
     def __init__(
         self,
@@ -75,7 +73,7 @@ class ExponentialFamilyLink:
     ) -> None:
         self.sigma = _series("sigma", sigma, degree, critical_regularization)
         self.rho = _series("rho", rho, degree, 1.0)
-        self.jumps = _jumps(self.rho)
+        self._jumps = _jumps(self.rho)
         if not self.sigma.lipschitz >= 0:
             raise ValueError(
                 f"critical_regularization must not be negative, got {critical_regularization!r}."
@@ -141,7 +139,7 @@ class ExponentialFamilyLink:
             value: Coefficients of :math:`\rho`.
             slope: Those of its derivative where it has one.
         """
-        if not self.jumps:
+        if not self._jumps:
             return slope[..., : self.rho.degree]
         weights = torch.arange(1, value.shape[-1], dtype=value.dtype, device=value.device).sqrt()
         return weights * value[..., 1:] / root.masked_fill(root == 0, math.inf)

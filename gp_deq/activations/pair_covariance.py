@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +19,9 @@ class PairCovariance(NamedTuple):
         var1: Variances :math:`v_1` of the first inputs, ``... x n x 1``.
         var2: Variances :math:`v_2` of the second inputs, ``... x 1 x m``.
         sqdist: Squared distances :math:`m`, ``... x n x m``.
-        vardiff: Differences :math:`v_1 - v_2`, ``... x n x m``. Formed with the distances, from the
-            differences of coordinates, because a difference of rounded variances has lost the
-            digits that matter where the inputs nearly coincide.
+        vardiff: Differences :math:`v_1 - v_2`, ``... x n x m``. Formed from the inputs, because a
+            difference of rounded variances has lost the digits that matter where the inputs nearly
+            coincide.
     """
 
     var1: Tensor
@@ -98,20 +97,13 @@ class _InputDifferences(torch.autograd.Function):
 def squared_norms(x: Tensor) -> tuple[Tensor, Tensor]:
     """Squared norms, and what rounding left of them: their sum has twice the digits.
 
-    Squares and sums with their errors are those of [Dekker1971]_.
-
     Args:
         x: ``... x n x d``.
 
     Returns:
         Both ``... x n x 1``.
     """
-    digits = round(-math.log2(torch.finfo(x.dtype).eps)) + 1
-    scaled = x * (2.0 ** math.ceil(digits / 2) + 1)
-    high = scaled - (scaled - x)
-    low = x - high
-    square = x * x
-    error = (high * high - square) + 2 * high * low + low * low
+    square, error = exact_product(x, x)
     norm, rest = torch.zeros_like(x[..., :1]), error.sum(-1, keepdim=True)
     for term in square.split(1, -1):
         total = norm + term
@@ -119,6 +111,20 @@ def squared_norms(x: Tensor) -> tuple[Tensor, Tensor]:
         rest += (norm - (total - part)) + (term - part)
         norm = total
     return norm, rest
+
+
+def exact_product(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Product and its rounding error, exactly [Dekker1971]_."""
+    product = first * second
+    (high1, low1), (high2, low2) = _split(first), _split(second)
+    error = ((high1 * high2 - product) + high1 * low2 + low1 * high2) + low1 * low2
+    return product, error
+
+
+def _split(value: Tensor) -> tuple[Tensor, Tensor]:
+    scaled = (2.0**27 + 1 if value.dtype == torch.float64 else 2.0**12 + 1) * value
+    high = scaled - (scaled - value)
+    return high, value - high
 
 
 def squared_distance(x1: Tensor, x2: Tensor) -> Tensor:

@@ -84,16 +84,16 @@ class AngleSolver(HomogeneousSolver):
         ).clamp_(max=1.0)
         sine = self.fit.evaluate(scaled, along)
         # what enters the cusp of a tangent kernel must be accurate relative to the angle
-        tangent = self.read_out != "nngp"
+        has_cusp = self.read_out != "nngp"
         change = scaled.new_tensor(self.fit.error)
         for step in range(1, self.fit.steps + 1):
             sine0 = scaled / take(self.fit.reach, along)
-            precise = self.critical or (tangent and step == self.fit.steps)
+            precise = self.critical or (has_cusp and step == self.fit.steps)
             sine, change = newton_step(sine, sine0, gap, bend, precise)
         self.monitor.record(STEPS_AT_NODES + self.fit.steps, change.abs_(), self.tolerance)
         cosine = (1 - sine).mul_(sine + 1).sqrt_()
         theta = sine.asin().mul_(2)
-        if tangent and sine.numel() and float(sine.amax()) > 0.97:
+        if has_cusp and sine.numel() and float(sine.amax()) > 0.97:
             sine, cosine, theta = self._near_antipodal(block, sine, cosine, theta)
         root1, root2 = self.side1.root[along, down], self.side2.root[along, across].mT
         weight = take(self.weight_variance, along)

@@ -19,6 +19,8 @@ class HomogeneousSolver:
 
     def __init__(self, bias_variance: Tensor) -> None:
         self.bias_variance = bias_variance
+        # a zero input without bias points along a coordinate of its own
+        self.own = bool((bias_variance == 0).any())
 
     def directions(self, x: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
         """Injected variances, and the injected inputs scaled to a length.
@@ -32,13 +34,11 @@ class HomogeneousSolver:
         dims = x.shape[-1]
         injected = x.square().sum(-1, keepdim=True) + self.bias_variance
         zero = injected == 0
-        # a zero input without bias points along a coordinate of its own
-        own = bool(zero.any())
         inverse = length / injected.sqrt().masked_fill_(zero, 1.0)
-        scaled = x.new_empty(*x.shape[:-1], dims + 1 + own)
+        scaled = x.new_empty(*x.shape[:-1], dims + 1 + self.own)
         torch.mul(x, inverse, out=scaled[..., :dims])
         torch.mul(self.bias_variance.sqrt(), inverse, out=scaled[..., dims : dims + 1])
-        if own:
+        if self.own:
             scaled[..., dims + 1 :] = zero.to(x) * length
         return injected, scaled
 

@@ -38,6 +38,8 @@ class SettledSolver:
         link: The link.
         features: "relu" or "linear".
         step_size: :math:`h`.
+        identical: Whether coincident inputs have identical features, so that their covariance is
+            their variance wherever the root is another.
         x1: Scaled inputs, ``b x n x d``.
         x2: Scaled inputs, ``b x m x d``; None for ``x1``.
         regularization: :math:`\lambda`, ``b x 1 x 1``.
@@ -51,6 +53,7 @@ class SettledSolver:
         link: ExponentialFamilyLink,
         features: str,
         step_size: float,
+        identical: bool,
         x1: Tensor,
         x2: Tensor | None,
         regularization: Tensor,
@@ -59,6 +62,7 @@ class SettledSolver:
         monitor: SolverMonitor,
     ) -> None:
         self.link, self.features, self.step_size = link, features, step_size
+        self.identical = identical
         self.regularization, self.feature_scale = regularization, feature_scale
         self.bias_variance, self.monitor = bias_variance, monitor
         self.inertia = settled_inertia(regularization, step_size)
@@ -104,8 +108,9 @@ class SettledSolver:
         first, second = self._series(block)
         equation = PairEquation(inertia, moments.centred.cov * square, first, second)
         variance1, variance2 = self.side1.variance[along, down], self.side2.variance[along, across]
-        cov, _ = equation.solve(
-            (variance1 + variance2.mT) / 2,
+        middle = (variance1 + variance2.mT) / 2
+        cov, repelled = equation.solve(
+            middle,
             moments.centred.versine,
             injected.sqdist == 0,
             rounding(self.link, inertia),
@@ -113,6 +118,10 @@ class SettledSolver:
         )
         rho, inverse = equation.rho_and_slope(cov)
         inverse.mul_(inertia).reciprocal_()
+        if self.identical:
+            # there all of the gradient is by the roots, as if for a product of both
+            cov = torch.where(repelled, middle, cov)
+            inverse.masked_fill_(repelled, 0.0)
         return cov, Slopes(rho.mul_(slope).mul_(square).mul_(inverse), inverse)
 
     def pull_back(

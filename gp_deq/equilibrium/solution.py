@@ -85,17 +85,17 @@ class BlockSolver(Protocol):
         """
 
     def finish(self, side: Side, total: Tensor, to: Tensor, weighted: Tensor) -> Tensor:
-        """Gradients by the variances of a side.
+        """Gradients by the variances of a side, or by what else its inputs are known by.
 
         Args:
             side: The side.
-            total: Sums of the contributions of :meth:`pull_back`, ``b x n x 1``.
+            total: Sums of the contributions of :meth:`pull_back`, ``b x n x num_slopes``.
             to: Sums over the other side of ``weighted`` times its inputs, ``b x n x d``.
             weighted: Sums of ``weighted``, ``b x n x 1``.
         """
 
     def injected_gradient(self, side: Side, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        """From the gradient by the variances of a side those by the injected ones, and moments."""
+        """From what :meth:`finish` returns, gradients by the injected variances, and moments."""
 
     def hyperparameter_gradients(self, moments: Tensor) -> tuple[Tensor, ...]:
         """Gradients by the hyperparameters but the bias variance, from all moments together."""

@@ -233,13 +233,13 @@ class DEKerKernel(NeuralKernel):
         self._set_hyperparameter("feature_scale", value)
 
     def nugget(self, x: Tensor) -> Tensor:
-        """What ``coincident="sgd"`` adds to the variances, whatever the option of this kernel is.
+        r"""What ``coincident="sgd"`` adds to the variances, whatever the option of this kernel is.
 
         Args:
             x: ``... x n x d``.
 
         Returns:
-            ``... x n``; zero for finite ``num_steps`` and for links without a jump.
+            ``... x n``; zero for finite ``num_steps`` and where :math:`\rho` is constant.
         """
         x = x.unsqueeze(-1) if x.dim() == 1 else x
         if self.active_dims is not None:
@@ -289,10 +289,11 @@ class DEKerKernel(NeuralKernel):
         return torch.where(upper, value, value.mT)
 
     def _make_settled(self, *arguments: Any) -> SettledSolver | None:
-        if self.num_steps is not None or (self.coincident == "sgd" and self.link.jumps):
+        if self.num_steps is not None:
             return None
         assert isinstance(self.features, str)
-        return SettledSolver(self.link, self.features, self.step_size, *arguments)
+        identical = self.coincident == "sgd"
+        return SettledSolver(self.link, self.features, self.step_size, identical, *arguments)
 
     def _make_profile(
         self,

@@ -991,7 +991,10 @@ JUMP = (torch.relu, lambda eta: (eta > 0).to(eta))
 @pytest.mark.parametrize("shape", ["square", "rectangle", "batch", "tiles"])
 def test_fast_path_of_series_and_reference(link: str | tuple, features: str, shape: str) -> None:
     """Values and derivatives to rounding of some hundred operations, near duplicates among them."""
-    kernel = DEKerKernel(link, features, step_size=0.7, ard_num_dims=3).double()
+    coincident = "sgd" if shape == "square" else "continuous"
+    kernel = DEKerKernel(
+        link, features, step_size=0.7, ard_num_dims=3, coincident=coincident
+    ).double()
     kernel.regularization = 1.6 * kernel.critical_regularization
     kernel.bias_variance = 0.0
     if shape == "batch":
@@ -1007,6 +1010,8 @@ def test_fast_path_of_series_and_reference(link: str | tuple, features: str, sha
     x1 = points(*leading)
     x1[..., 3, :] = x1[..., 5, :]
     x1[..., 4, :] = x1[..., 5, :] + 1e-4
+    if shape == "square":
+        x1 *= 10  # where a smooth rho looks like a jump, and identical features are nuggets
     x1.requires_grad_()
     x2 = None if shape in ("square", "tiles") else points(*leading[:-1], 7).requires_grad_()
     leaves = [x1, *([] if x2 is None else [x2]), *kernel.parameters()]
@@ -1033,16 +1038,33 @@ def test_fast_path_of_series_and_reference(link: str | tuple, features: str, sha
 
 
 def test_where_the_fast_path_of_series_ends() -> None:
-    """With a nugget, and after finitely many updates, the reference is left."""
+    """After finitely many updates the reference is left."""
 
     def way(*args: object, **options: object) -> str:
         value = DEKerKernel(*args, **options).forward(*2 * [torch.randn(5, 2)])
         return str(value.grad_fn.next_functions) + str(value.grad_fn)
 
-    assert "_FastMatrix" in way("tanh", coincident="sgd")
-    assert "_FastMatrix" in way(JUMP)
-    assert "_Pairwise" in way(JUMP, coincident="sgd")
+    assert "_FastMatrix" in way("tanh")
+    assert "_FastMatrix" in way(JUMP, coincident="sgd")
     assert "_Pairwise" in way("tanh", num_steps=2)
+
+
+def test_nugget_of_a_smooth_rho() -> None:
+    """Far out it looks like a jump: "sgd" is "continuous" and the nugget, however it is asked."""
+    x = torch.tensor([[30.0, 0.0], [0.1, 0.1]], dtype=torch.float64)
+    kernels = [
+        DEKerKernel("softplus-gaussian", coincident=option).double()
+        for option in ("sgd", "continuous")
+    ]
+    nugget = kernels[0].nugget(x)
+    assert nugget[0] > 0.2 * kernels[0](x, diag=True)[0]
+    assert nugget[1] == 0
+    for diag in (False, True):
+        sgd, continuous = (
+            kernel.forward(x, x, diag=diag) if diag else kernel.forward(x, x).diagonal()
+            for kernel in kernels
+        )
+        torch.testing.assert_close(sgd - continuous, nugget, rtol=1e-10, atol=1e-13)
 
 
 def test_many_updates_take_the_reference() -> None:

@@ -278,6 +278,20 @@ def test_finite_at_degenerate_inputs(
 
 
 @every_class
+@every_activation
+def test_zero_input_on_one_side(cls: type[Kernel], activation: str | Activation) -> None:
+    """A block of the matrix of all inputs together."""
+    kernel = build(cls, activation, bias=0.0)
+    x = torch.cat((torch.zeros(1, 2, dtype=torch.float64), points(4, 2)))
+    whole = kernel.forward(x, x)
+    for rows, columns in ((x[:1], x[1:]), (x[1:], x[:1]), (x[:1], x[:1]), (x, x[1:])):
+        part = kernel.forward(rows, columns)
+        first, second = len(x) - len(rows) if len(rows) == 4 else 0, int(len(columns) == 4)
+        expected = whole[first : first + len(rows), second : second + len(columns)]
+        torch.testing.assert_close(part, expected, rtol=0, atol=1e-14 * whole.max().item())
+
+
+@every_class
 @both_dtypes
 @pytest.mark.parametrize("activation", ["relu", "erf"])
 def test_finite_for_all_zero_inputs(cls: type[Kernel], dtype: torch.dtype, activation: str) -> None:
