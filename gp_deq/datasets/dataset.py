@@ -36,6 +36,10 @@ class Dataset:
                 f"but got {len(self.feature_names)}"
             )
 
+    def __repr__(self) -> str:
+        rows, columns = self.X.shape
+        return f"<Dataset {self.name}: {rows} rows, {columns} inputs, target {self.target_name}>"
+
 
 @dataclass(frozen=True)
 class Split:
