@@ -58,3 +58,8 @@ def test_dataset_refuses_wrong_shapes() -> None:
         Dataset("bad", torch.zeros(3, 2), torch.zeros(4), ("a", "b"))
     with pytest.raises(ValueError, match="feature names"):
         Dataset("bad", torch.zeros(3, 2), torch.zeros(3), ("a",))
+
+
+def test_repr_is_a_line() -> None:
+    data = Dataset("waves", torch.zeros(30, 2), torch.zeros(30), ("a", "b"), "height")
+    assert repr(data) == "<Dataset waves: 30 rows, 2 inputs, target height>"
