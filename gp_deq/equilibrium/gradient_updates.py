@@ -319,7 +319,7 @@ def settle_variances(
         attracts = (slope > 0) & step.isfinite()
         tolerance = max(settings.solver_tolerance.value(variance.dtype), noise)
         monitor.record(0, torch.where(attracts, step, math.inf), tolerance)
-    return implicit_root(variance, equation, inertia, features, mean)
+    return attach_variances(link, variance, features, mean, step_size, regularization)
 
 
 def attach_variances(
