@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import settings
 from .activations.pair_covariance import safe_sqrt
-from .equilibrium.report import ConvergenceWarning, SolverMonitor
+from .equilibrium import ConvergenceWarning, SolverMonitor
 from .implicit_layers.exponential_family import ExponentialFamily, Gaussian, Poisson, get_family
 from .implicit_layers.map_solver import (
     Curvature,

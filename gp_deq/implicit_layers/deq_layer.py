@@ -14,7 +14,7 @@ from .. import settings
 from ..activations import Activation, get_activation
 from ..equilibrium.anderson import anderson
 from ..equilibrium.layer_equilibrium import layer_equilibrium
-from ..equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
+from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
 from .exponential_family import ExponentialFamily
 from .kernel_glm import KernelGLM
 from .map_solver import check_covariance

@@ -13,7 +13,7 @@ from gpytorch.priors import Prior
 from torch import Tensor
 
 from .. import settings
-from ..equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
+from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
 from .exponential_family import ExponentialFamily, get_family
 from .map_solver import (
     attach,

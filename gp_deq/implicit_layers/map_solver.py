@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import settings
 from ..equilibrium.implicit import implicit_fixed_point
-from ..equilibrium.report import SolverMonitor
+from ..equilibrium import SolverMonitor
 from .exponential_family import ExponentialFamily
 
 _HALVINGS = 60
