@@ -243,13 +243,11 @@ def blocks(batch: int, rows: int, columns: int, edge: int) -> Iterator[Block]:
                 )
 
 
-def _rows(tensors: Tensors, along: slice, rows: slice) -> Tensors:
-    return [tensor if tensor is None else tensor[along, rows] for tensor in tensors]
-
-
-def _batches(tensors: Tensors, along: slice) -> Tensors:
+def _part(tensors: Tensors, along: slice, rows: slice = slice(None)) -> Tensors:
+    """A part of the batches and of the inputs; one batch may stand for all of them."""
     return [
-        tensor if tensor is None or tensor.shape[0] == 1 else tensor[along] for tensor in tensors
+        tensor if tensor is None else tensor[along if tensor.shape[0] > 1 else slice(None), rows]
+        for tensor in tensors
     ]
 
 
@@ -272,11 +270,13 @@ class _Matrix(torch.autograd.Function):
         columns = (x1 if x2 is None else x2).shape[1]
         matrix = x1.new_empty(*x1.shape[:2], columns)
         saved: list[Tensor | None] = []
-        for block in task.blocks(x1, x2):
+        visits = list(task.blocks(x1, x2))
+        for block in visits:
             along, down, across = block
-            value, others = task.pairs.forward(
-                _rows(one, along, down), _rows(two, along, across), _batches(shared, along)
-            )
+            groups = one, two, shared
+            if len(visits) > 1:
+                groups = _part(one, along, down), _part(two, along, across), _part(shared, along)
+            value, others = task.pairs.forward(*groups)
             _write(matrix, block, value, task.symmetric)
             saved.extend(others)
         ctx.task, ctx.num_tensors = task, len(tensors)
@@ -327,34 +327,46 @@ def _pull_back(
     _, one, two, shared = task.split(tensors)
     _, *groups = task.split(needed)
     needs = Needs(*groups)
+    visits, arguments = list(task.blocks(x1, x2)), (one, two, shared)
+    if len(visits) == 1:
+        first, second, third = task.pairs.vjp(grad, matrix, saved, *arguments, needs)
+        if task.symmetric:
+            first, second = [_add(x, y) for x, y in zip(first, second, strict=True)], ()
+        kept = zip((*first, *second, *third), tensors[task.num_hyperparameters :], strict=True)
+        return tuple(
+            found.sum_to_size(tensor.shape)
+            for (found, tensor), need in zip(kept, needed[task.num_hyperparameters :], strict=True)
+            if need
+        )
     totals = [
         [None if tensor is None or not need else torch.zeros_like(tensor) for tensor, need in pairs]
-        for pairs in map(zip, (one, two, shared), needs)
+        for pairs in map(zip, arguments, needs)
     ]
     if task.symmetric:
         totals[1] = totals[0]
-    visits = list(task.blocks(x1, x2))
     step = len(saved) // max(len(visits), 1)
-    for index, block in enumerate(visits):
-        along, down, across = block
-        upstream = grad[block]
+    for index, (along, down, across) in enumerate(visits):
+        upstream = grad[along, down, across]
         if task.symmetric and down != across:
             # the mirrored block, which is not visited
             upstream = upstream + grad[along, across, down].mT
         found = task.pairs.vjp(
             upstream,
-            matrix[block],
+            matrix[along, down, across],
             saved[index * step : (index + 1) * step],
-            _rows(one, along, down),
-            _rows(two, along, across),
-            _batches(shared, along),
+            _part(one, along, down),
+            _part(two, along, across),
+            _part(shared, along),
             needs,
         )
-        places = (down, across, slice(None))
-        for sums, pieces, place in zip(totals, found, places, strict=True):
+        for sums, pieces, place in zip(totals, found, (down, across, slice(None)), strict=True):
             for total, piece in zip(sums, pieces, strict=True):
                 if total is not None and piece is not None:
                     part = total[along if total.shape[0] > 1 else slice(None), place]
                     part += piece.sum_to_size(part.shape)
     kept = (*totals[0], *(() if task.symmetric else totals[1]), *totals[2])
     return tuple(total for total in kept if total is not None)
+
+
+def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return first if first is None or second is None else first + second

@@ -228,17 +228,21 @@ class PairAngle(PairMap):
         monitor.record(self.fit.iterations, error, tolerance)
         series = (value.to(weight_variance.device) for value in self.fit.series)
         self.shared = (weight_variance, bias_variance, *series)
+        self.biased = bool((bias_variance > 0).all())
 
     def inputs(self, x1: Tensor, x2: Tensor | None) -> tuple[_Known, _Known]:
         """See :meth:`PairMap.inputs`."""
         weight, bias, *series = self.shared
-        length = AngleSeries(*series).reach / 2
+        gap = contraction(self.activation, weight)
         sides = []
         for x in (x1,) if x2 is None else (x1, x2):
             injected = x.square().sum(-1, keepdim=True) + bias
-            root = safe_sqrt(injected / contraction(self.activation, weight))
             with torch.no_grad():
-                sides.append(_Known(x, root, directions(x, injected, bias, length)))
+                scaled = directions(x, injected, bias, AngleSeries(*series).reach / 2)
+            variance = injected / gap
+            # without a bias an input may be zero, and the root has no derivative there
+            root = variance.sqrt() if self.biased else safe_sqrt(variance)
+            sides.append(_Known(x, root, scaled))
         return sides[0], sides[-1]
 
     def forward(self, one: Tensors, two: Tensors, shared: Tensors) -> tuple[Tensor, Tensors]:
@@ -262,12 +266,10 @@ class PairAngle(PairMap):
         slope = (theta * -angular).add_(linear)
         dual = (correlation * slope).add_(sine_full, alpha=angular)
         inverse = theta.mul_(series.bend).add_(series.gap).reciprocal_()
-        layer = Layer(dual, slope, weight, correlation, inverse)
+        read = self.read_out(Layer(dual, slope, weight, correlation, inverse))
         root1, root2 = first.root, second.root.mT
-        if not self.uses_slope:
-            read = self.read_out(layer)
+        if read.by_slope is None:
             return read.value.mul_(root1).mul_(root2), (slope.mul_(inverse),)
-        read = self.read_out(layer)
         # the cusp: d(theta) / d(cos(theta)) = -1 / sin(theta), taken as zero where directions
         # coincide or are opposite, to their rounding
         distinct = sine_full > torch.finfo(sine_full.dtype).eps
@@ -295,7 +297,8 @@ class PairAngle(PairMap):
 
         def by_root(known: _Known, to: Tensor, weights: Tensor, products: Tensor) -> Tensor:
             injected = (to * known.x).sum(-1, keepdim=True) + bias * weights
-            return (products - injected) / known.root.masked_fill(known.root == 0, math.inf)
+            root = known.root if self.biased else known.root.masked_fill(known.root == 0, math.inf)
+            return (products - injected) / root
 
         # with a wide left factor: the thin products are several times slower
         to = (second.x.mT @ weighted.mT).mT

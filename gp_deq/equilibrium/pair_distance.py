@@ -36,6 +36,7 @@ class _Known(NamedTuple):
     Args:
         x: Scaled inputs.
         variance: Variances at equilibrium, with a graph.
+        root: Their roots.
         injected: Injected variances.
         features: Those of the activation at the variances.
         dual: :math:`g(v)`.
@@ -44,6 +45,7 @@ class _Known(NamedTuple):
 
     x: Tensor
     variance: Tensor
+    root: Tensor
     injected: Tensor
     features: Tensor
     dual: Tensor
@@ -81,31 +83,36 @@ class PairDistance(PairMap):
         self.activation, self.read_out, self.uses_slope = activation, read_out, uses_slope
         self.monitor = monitor
         self.shared = (weight_variance, bias_variance)
+        self.noise = rounding(activation, weight_variance)
 
     def inputs(self, x1: Tensor, x2: Tensor | None) -> tuple[_Known, _Known] | None:
         """See :meth:`PairMap.inputs`."""
         points = (x1,) if x2 is None else (x1, x2)
         activation, (weight, bias) = self.activation, self.shared
-        injected = torch.cat([x.square().sum(-1, keepdim=True) for x in points], -2) + bias
+        injected = [x.square().sum(-1, keepdim=True) + bias for x in points]
         with torch.no_grad():
-            # batches of a model repeat its training inputs: solve for each variance once
-            repeated = weight.shape[0] == 1 < x1.shape[0] and not activation.closed_form
-            distinct, places = injected, ...
-            if repeated:
-                distinct, index = injected.unique(return_inverse=True)
+            # both sides in one solve; batches of a model repeat its training inputs, whose
+            # variances are solved for once
+            distinct, places = torch.cat(injected, -2), ...
+            if weight.shape[0] == 1 < x1.shape[0] and not activation.closed_form:
+                distinct, index = distinct.unique(return_inverse=True)
                 distinct, places = distinct.reshape(1, -1, 1), (0, index.squeeze(-1))
             variance = solve_variance(activation, weight, distinct, self.monitor)
             if self.uses_slope and not bool((variance <= _LARGE_VARIANCE).all()):
                 return None
-            dual, slope = (x[places] for x in activation.diagonal_and_slope(variance))
-            features = activation.features(variance)[places]
-        variance = attach_variance(variance[places], dual, slope, weight, injected)
-        columns = variance, injected.detach(), features, dual
-        parts = [column.split([x.shape[-2] for x in points], -2) for column in columns]
-        sides = [_Known(x, *part, None) for x, *part in zip(points, *parts, strict=True)]
+            columns = variance, activation.features(variance), *activation.diagonal_and_slope(variance)
+            lengths = [x.shape[-2] for x in points]
+            parts = zip(*(column[places].split(lengths, -2) for column in columns), strict=True)
+        sides = []
+        for x, source, (variance, features, dual, slope) in zip(
+            points, injected, parts, strict=True
+        ):
+            attached = attach_variance(variance, dual, slope, weight, source)
+            root = variance.sqrt()
+            sides.append(_Known(x, attached, root, source.detach(), features, dual, None))
         # a fit for each input pays where each has many partners, and expectations are not cheap
-        pairs = points[0].shape[-2] * points[-1].shape[-2]
-        if not activation.closed_form and pairs > _START_NODES**2 * injected.shape[-2]:
+        pairs = lengths[0] * lengths[-1]
+        if not activation.closed_form and pairs > _START_NODES**2 * sum(lengths):
             with torch.no_grad():
                 sides = [side._replace(start=self._fit_start(side)) for side in sides]
         return sides[0], sides[-1]
@@ -144,14 +151,14 @@ class PairDistance(PairMap):
         for row, column in zip(reversed(rows), reversed(columns), strict=True):
             result.mul_(correlation).add_(row).add_(column)
         # the mean of both polynomials, times twice the product of the roots
-        return total - result * (first.variance.sqrt() * second.variance.sqrt().mT)
+        return total - result * (first.root * second.root.mT)
 
     def forward(self, one: Tensors, two: Tensors, shared: Tensors) -> tuple[Tensor, Tensors]:
         """See :meth:`PairMap.forward`; what is saved are kappa and, for tangent kernels, m."""
         first, second = _Known(*one), _Known(*two)
         weight, _ = shared
         lower = squared_distance(first.x, second.x)
-        widest = (first.variance.sqrt() + second.variance.sqrt().mT).square_()
+        widest = (first.root + second.root.mT).square_()
         upper = torch.minimum(lower / contraction(self.activation, weight), widest)
         total = first.variance + second.variance.mT
         constant = weight * (first.dual + second.dual.mT) + lower
@@ -169,7 +176,7 @@ class PairDistance(PairMap):
             lower,
             upper,
             total,
-            rounding(self.activation, weight),
+            self.noise,
             self.monitor,
             plain_steps=_PLAIN_STEPS,
             accuracies=_ACCURACIES,
@@ -228,10 +235,10 @@ class PairDistance(PairMap):
             given = first.features, second.features, sqdist
             by_variance = [by_dual * slope for slope in self.activation.variance_slopes(*given)]
         # with a wide left factor: the thin products are several times slower
-        by_one = (second.x.mT @ weighted.mT).mT, by_variance[0].sum(-1, True), *[None] * 4
+        by_one = (second.x.mT @ weighted.mT).mT, by_variance[0].sum(-1, True), *[None] * 5
         if needs.only_one:
-            return Gradients(by_one, [None] * 6, [None] * 2)
-        by_two = (first.x.mT @ weighted).mT, by_variance[1].sum(-2).unsqueeze(-1), *[None] * 4
+            return Gradients(by_one, [None] * 7, [None] * 2)
+        by_two = (first.x.mT @ weighted).mT, by_variance[1].sum(-2).unsqueeze(-1), *[None] * 5
         by_weight = weighted * dual
         if self.uses_slope:
             by_weight.addcmul_(upstream, read.by_weight)
