@@ -68,11 +68,48 @@ def opaque(function: Function, *tensors: Tensor) -> Any:
         function: See :data:`Function`. Tensors that it does not get as arguments are constants.
         *tensors: What to differentiate with respect to, and to map over.
     """
-    return _Opaque.apply(function, *tensors) if transforming() else function(*tensors)
+    if transforming():
+        return _Opaque.apply(function, *tensors)
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(function)(*tensors)
+    if any(torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors):
+        return _for_each_gradient(function, tensors)
+    return function(*tensors)
+
+
+def _for_each_gradient(function: Function, tensors: tuple[Tensor, ...]) -> Any:
+    """A loop over the gradients of ``torch.autograd.grad(..., is_grads_batched=True)``.
+
+    That has a batching mechanism of its own, which knows no rules of autograd Functions, and whose
+    names are private: PyTorch has no other way to take such a tensor apart.
+    """
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    batched = [torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors]
+    parts = [
+        torch._remove_batch_dim(x, level, 1, 0).unbind(0) if split else None
+        for x, split in zip(tensors, batched, strict=True)
+    ]
+    count = next(len(part) for part in parts if part is not None)
+    results = [
+        _as_tuple(
+            function(
+                *(
+                    x if part is None else part[index]
+                    for x, part in zip(tensors, parts, strict=True)
+                )
+            )
+        )
+        for index in range(count)
+    ]
+    return tuple(
+        torch._add_batch_dim(torch.stack(column), 0, level)
+        for column in zip(*results, strict=True)
+    )
 
 
 def transforming() -> bool:
-    """Whether a transform of ``torch.func`` or a batched gradient is under way."""
+    """Whether a transform of ``torch.func`` is under way."""
     # torch.autograd.Function asks the same; there is no public name for it
     return torch._C._are_functorch_transforms_active()
 

@@ -283,14 +283,14 @@ def equilibrium_scale(
         while bool((short := excess(upper, *parameters)[0] < 0).any()):
             lower, upper = torch.where(short, upper, lower), torch.where(short, 2 * upper, upper)
         root = newton(
-            lambda v: excess(v, *parameters),
+            lambda v, _: excess(v, *parameters),
             upper,
             lower,
             upper,
             upper,
             16 * torch.finfo(upper.dtype).eps,
             monitor := SolverMonitor(),
-        )
+        ).point
     report = monitor.report()
     if not report.converged and settings.warn_not_converged.value():
         warnings.warn(
