@@ -26,9 +26,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from . import settings
+from .activations import ExponentialFamily, Gaussian, Poisson, get_family
 from .activations.pair_covariance import safe_sqrt
-from .equilibrium.report import ConvergenceWarning, SolverMonitor
-from .implicit_layers.exponential_family import ExponentialFamily, Gaussian, Poisson, get_family
+from .equilibrium import ConvergenceWarning, SolverMonitor
 from .implicit_layers.map_solver import (
     Curvature,
     check_covariance,

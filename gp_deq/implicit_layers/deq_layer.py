@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import settings
-from ..activations import Activation, get_activation
-from ..equilibrium.anderson import anderson
-from ..equilibrium.layer_equilibrium import layer_equilibrium
-from ..equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
-from .exponential_family import ExponentialFamily
+from ..activations import Activation, ExponentialFamily, get_activation
+from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
+from .anderson import anderson
 from .kernel_glm import KernelGLM
+from .layer_equilibrium import layer_equilibrium
 from .map_solver import check_covariance
 from .well_posed import RecurrentWeight, well_posed
 

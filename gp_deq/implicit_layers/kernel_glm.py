@@ -13,8 +13,8 @@ from gpytorch.priors import Prior
 from torch import Tensor
 
 from .. import settings
-from ..equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
-from .exponential_family import ExponentialFamily, get_family
+from ..activations import ExponentialFamily, get_family
+from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
 from .map_solver import (
     attach,
     check_covariance,

@@ -18,9 +18,9 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 from .. import settings
+from ..activations import ExponentialFamily
+from ..equilibrium import SolverMonitor
 from ..equilibrium.implicit import implicit_fixed_point
-from ..equilibrium.report import SolverMonitor
-from .exponential_family import ExponentialFamily
 
 _HALVINGS = 60
 

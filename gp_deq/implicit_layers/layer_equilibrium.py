@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .implicit import implicit_fixed_point
+from ..equilibrium.implicit import implicit_fixed_point
 
 #: Finds the fixed point of a map from a first point; the flag says whether it is an adjoint's.
 Solver = Callable[[Callable[[Tensor], Tensor], Tensor, bool], Tensor]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .report import SolverMonitor
+from ..equilibrium import SolverMonitor
 
 #: Iterates that are kept.
 _MEMORY = 6
