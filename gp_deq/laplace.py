@@ -29,6 +29,7 @@ from . import settings
 from .activations import ExponentialFamily, Gaussian, Poisson, get_family
 from .activations.pair_covariance import safe_sqrt
 from .equilibrium import ConvergenceWarning, SolverMonitor
+from .implicit_layers.autocast import without_autocast
 from .implicit_layers.map_solver import (
     Curvature,
     check_covariance,
@@ -102,6 +103,7 @@ class LaplacePosterior:
         log_factor = self._curvature.factor.diagonal(dim1=-2, dim2=-1).log()
         self.log_evidence = (fit - log_factor).sum(-1)
 
+    @without_autocast
     def __call__(self, X_new: Tensor) -> MultivariateNormal:
         """The latent function.
 
@@ -116,6 +118,7 @@ class LaplacePosterior:
         # as an operator, so that GPyTorch factorises it with a jitter if need be
         return MultivariateNormal(mean, to_linear_operator((covariance + covariance.mT) / 2))
 
+    @without_autocast
     def latent(self, X_new: Tensor) -> Moments:
         """Mean and variance of each latent value alone, without the ``m x m`` covariance.
 
@@ -128,6 +131,7 @@ class LaplacePosterior:
         floor = torch.finfo(prior.dtype).eps * prior
         return Moments(mean, torch.maximum(prior - spread.square().sum(-2), floor))
 
+    @without_autocast
     def predict(self, X_new: Tensor) -> Moments:
         r"""Mean and variance of new targets.
 
@@ -143,6 +147,7 @@ class LaplacePosterior:
         """
         return target_moments(self.model.family, *self.latent(X_new))
 
+    @without_autocast
     def log_prob(self, X_new: Tensor, y_new: Tensor) -> Tensor:
         """Log predictive density, or probability, of each new target alone.
 
@@ -285,6 +290,7 @@ class LaplaceGP(gpytorch.Module):
         """
         return self.posterior().predict(X_new)
 
+    @without_autocast
     def fit(self, X: Tensor, y: Tensor, max_iterations: int = 200) -> LaplacePosterior:
         """Learn the hyperparameters by maximising the evidence, and the priors that there are.
 
@@ -356,6 +362,7 @@ class LaplaceGP(gpytorch.Module):
             self.train_inputs, self.train_targets = fn(self.train_inputs), fn(self.train_targets)
         return super()._apply(fn, recurse)
 
+    @without_autocast
     def _condition(
         self, X: Tensor, y: Tensor, similar: LaplacePosterior | None = None
     ) -> LaplacePosterior:
@@ -385,6 +392,7 @@ def _assign(parameters: Sequence[Tensor], point: np.ndarray) -> None:
             parameter.copy_(value.reshape(parameter.shape))
 
 
+@without_autocast
 def target_moments(family: ExponentialFamily, mean: Tensor, variance: Tensor) -> Moments:
     """Mean and variance of targets with Gaussian natural parameters.
 
@@ -420,6 +428,7 @@ def target_moments(family: ExponentialFamily, mean: Tensor, variance: Tensor) ->
     return Moments(first, second)
 
 
+@without_autocast
 def log_predictive(
     family: ExponentialFamily, targets: Tensor, mean: Tensor, variance: Tensor
 ) -> Tensor:

@@ -339,6 +339,25 @@ def test_edges() -> None:
     assert model.posterior(repeated, torch.cat([y, 1 - y])).log_evidence.isfinite()
 
 
+@pytest.mark.parametrize("kernel", [RBFKernel, DEQNNGPKernel])
+def test_autocast(kernel: type) -> None:
+    """Everything is that of float32, the fit too."""
+    X = inputs().float()
+    y = targets(Bernoulli(), X)
+
+    def evaluate(enabled: bool) -> list[Tensor]:
+        model = LaplaceGP(ScaleKernel(kernel()), "bernoulli")
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            evidence = model.posterior(X, y).log_evidence
+            posterior = model.fit(X, y, max_iterations=100)
+            found = [*posterior.predict(X[:3]), posterior.log_prob(X[:3], y[:3])]
+            joint = posterior(X[:3])
+        return [evidence, *found, joint.mean, joint.covariance_matrix]
+
+    for found, expected in zip(evaluate(True), evaluate(False), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_state() -> None:
     X = inputs()
     y = targets(Poisson(), X)

@@ -44,7 +44,7 @@ def anderson(
     shape = start.shape
     if not start.numel():
         monitor.record(0, start, tolerance)
-        return start
+        return start.clone()
     best = last = point = start.reshape(-1, shape[-1])
     least = torch.full_like(point[:, 0], torch.inf)
     last_size, last_residual = least, torch.zeros_like(point)

@@ -14,6 +14,7 @@ from .. import settings
 from ..activations import Activation, ExponentialFamily, get_activation
 from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
 from .anderson import anderson
+from .autocast import without_autocast
 from .kernel_glm import KernelGLM
 from .layer_equilibrium import layer_equilibrium
 from .map_solver import check_covariance
@@ -77,8 +78,12 @@ class _EquilibriumLayer(nn.Module):
         """
         raise NotImplementedError
 
+    @without_autocast
     def forward(self, x: Tensor) -> Tensor:
         """The equilibrium.
+
+        Under ``torch.autocast`` it is computed, and returned, in the dtype of the parameters, as
+        that of softmax or of a layer norm is.
 
         Args:
             x: ``... x in_features``, or images ``... x in_channels x height x width``.

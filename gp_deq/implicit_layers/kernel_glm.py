@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import settings
 from ..activations import ExponentialFamily, get_family
 from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
+from .autocast import without_autocast
 from .map_solver import (
     attach,
     check_covariance,
@@ -150,6 +151,7 @@ class KernelGLM(gpytorch.Module):
         """
         return self.family.mean(self.natural_parameters(X, Y, X_new))
 
+    @without_autocast
     def natural_parameters(self, X: Tensor, Y: Tensor, X_new: Tensor | None = None) -> Tensor:
         """The arguments of the activation whose values are :meth:`forward`'s.
 
@@ -179,6 +181,7 @@ class KernelGLM(gpytorch.Module):
         cross = self.kernel(X_new, X).to_dense() / self.regularization
         return (cross @ residual).squeeze(-1)
 
+    @without_autocast
     def weights(self, X: Tensor, X_new: Tensor | None = None) -> GLMWeights:
         """The linear maps of the equilibrium.
 

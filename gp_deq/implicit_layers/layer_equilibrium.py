@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from ..equilibrium.implicit import implicit_fixed_point
+from .autocast import without_autocast
 
 #: Finds the fixed point of a map from a first point; the flag says whether it is an adjoint's.
 Solver = Callable[[Callable[[Tensor], Tensor], Tensor, bool], Tensor]
@@ -18,8 +20,8 @@ def layer_equilibrium(
 ) -> Tensor:
     r"""Solves :math:`z = F(z; p)` and attaches its derivatives.
 
-    The backward pass solves the adjoint :math:`u = g + J^\top u`, :math:`J = \partial_z F`, in the
-    same way, and second derivatives its own adjoint :math:`v = h + Jv`.
+    The backward pass solves the adjoint equation :math:`u = g + J^\top u`, :math:`J = \partial_z
+    F`, by the same method, and the backward pass of that solves :math:`v = h + Jv`.
 
     Args:
         layer: :math:`F`; maps the point and the parameters to a tensor of the point's shape, and
@@ -31,37 +33,50 @@ def layer_equilibrium(
     Returns:
         The equilibrium.
     """
+    layer = without_autocast(layer)
 
     def adjoint_layer(u: Tensor, grad: Tensor, point: Tensor, *parameters: Tensor) -> Tensor:
-        return grad + _products(layer, point, parameters)(u)
+        return grad + _transposed_jacobian(layer, point, parameters)(u)
 
+    @without_autocast
     def solve_adjoint(grad: Tensor, point: Tensor, *parameters: Tensor) -> Tensor:
-        with torch.no_grad():
-            products = _products(layer, point.detach(), parameters, differentiable=False)
-            adjoint = solve(lambda u: grad + products(u), grad, True)
-        if not torch.is_grad_enabled():
-            return adjoint
-        return implicit_fixed_point(adjoint, adjoint_layer, solve_tangent, grad, point, *parameters)
+        def solved(grad: Tensor) -> Tensor:
+            with torch.no_grad():
+                multiply = _transposed_jacobian(
+                    layer, point.detach(), parameters, differentiable=False
+                )
+                adjoint = solve(lambda u: grad + multiply(u), grad, True)
+            if not torch.is_grad_enabled():
+                return adjoint
+            return implicit_fixed_point(
+                adjoint, adjoint_layer, solve_second_adjoint, grad, point, *parameters
+            )
 
-    def solve_tangent(
-        rate: Tensor, u: Tensor, grad: Tensor, point: Tensor, *parameters: Tensor
+        return _as_one_operation(solved, grad)
+
+    @without_autocast
+    def solve_second_adjoint(
+        grad: Tensor, u: Tensor, first_grad: Tensor, point: Tensor, *parameters: Tensor
     ) -> Tensor:
-        with torch.no_grad():
-            products = _tangent_products(layer, point.detach(), parameters)
-            return solve(lambda v: rate + products(v), rate, True)
+        def solved(grad: Tensor) -> Tensor:
+            with torch.no_grad():
+                multiply = _jacobian(layer, point.detach(), parameters)
+                return solve(lambda v: grad + multiply(v), grad, True)
+
+        return _as_one_operation(solved, grad)
 
     with torch.no_grad():
         point = solve(lambda z: layer(z, *parameters), start, False)
     return implicit_fixed_point(point, layer, solve_adjoint, *parameters)
 
 
-def _products(
+def _transposed_jacobian(
     layer: Callable[..., Tensor],
     point: Tensor,
     parameters: tuple[Tensor, ...],
     differentiable: bool = True,
 ) -> Callable[[Tensor], Tensor]:
-    """Multiplies by the transposed Jacobian."""
+    """Multiplies by the transposed Jacobian of a layer with respect to its point."""
     with torch.enable_grad():
         if not point.requires_grad:
             point = point.detach().requires_grad_()
@@ -69,23 +84,55 @@ def _products(
             parameters = tuple(parameter.detach() for parameter in parameters)
         value = layer(point, *parameters)
 
-    def product(u: Tensor) -> Tensor:
+    def multiply(u: Tensor) -> Tensor:
         return torch.autograd.grad(value, point, u, retain_graph=True, create_graph=differentiable)[
             0
         ]
 
-    return product
+    return multiply
 
 
-def _tangent_products(
+def _jacobian(
     layer: Callable[..., Tensor], point: Tensor, parameters: tuple[Tensor, ...]
 ) -> Callable[[Tensor], Tensor]:
     """Multiplies by the Jacobian: the transpose of a map that is linear in ``u``."""
     with torch.enable_grad():
         u = torch.zeros_like(point).requires_grad_()
-        transposed = _products(layer, point, tuple(p.detach() for p in parameters))(u)
+        transposed = _transposed_jacobian(layer, point, tuple(p.detach() for p in parameters))(u)
 
-    def product(v: Tensor) -> Tensor:
+    def multiply(v: Tensor) -> Tensor:
         return torch.autograd.grad(transposed, u, v, retain_graph=True)[0]
 
-    return product
+    return multiply
+
+
+_RUNNING: dict[int, Callable[[Tensor], Tensor]] = {}
+_KEYS = count()
+_LIBRARY = torch.library.Library("gp_deq", "FRAGMENT")
+_LIBRARY.define("call(Tensor argument, int key) -> Tensor")
+
+
+@torch.library.impl(_LIBRARY, "call", "CompositeImplicitAutograd")
+def _call(argument: Tensor, key: int) -> Tensor:
+    return _RUNNING[key](argument)
+
+
+def _as_one_operation(fn: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
+    """Calls a function as one operation of torch.
+
+    Batched gradients (``is_grads_batched``, ``vectorize=True``) can neither trace a loop whose
+    length depends on the data nor differentiate through an ``autograd.Function``. An operation
+    without a batching rule they call once for each gradient.
+
+    Args:
+        fn: Any function of a tensor.
+        argument: Its argument, which may be a batch of gradients in disguise. What else ``fn``
+            depends on must not be one.
+    """
+    key = next(_KEYS)
+    _RUNNING[key] = fn
+    try:
+        found: Tensor = torch.ops.gp_deq.call(argument, key)
+        return found
+    finally:
+        del _RUNNING[key]
