@@ -102,8 +102,8 @@ class KernelGLM(gpytorch.Module):
         self.kernel = kernel
         self.family = get_family(family)
         self.solver = solver
-        # in double precision, whatever the data are: 0.1 must stay 0.1, and a tensor without
-        # dimensions promotes no others
+        # in float64, whatever the dtype of the data: 0.1 must stay 0.1, and a tensor without
+        # dimensions does not change the dtype of others
         raw = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
         self.register_parameter("raw_regularization", raw)
         self.register_constraint("raw_regularization", regularization_constraint or Positive())
@@ -153,12 +153,12 @@ class KernelGLM(gpytorch.Module):
 
     @without_autocast
     def natural_parameters(self, X: Tensor, Y: Tensor, X_new: Tensor | None = None) -> Tensor:
-        """The arguments of the activation whose values are :meth:`forward`'s.
+        """The natural parameters, from which the activation makes the means of :meth:`forward`.
 
         Args:
-            X: As there.
-            Y: As there.
-            X_new: As there.
+            X: As for :meth:`forward`.
+            Y: As for :meth:`forward`.
+            X_new: As for :meth:`forward`.
         """
         check_data(X, Y)
         if X_new is not None:
@@ -174,7 +174,7 @@ class KernelGLM(gpytorch.Module):
             with torch.no_grad():
                 eta = self._iterate(covariance, statistic, monitor)
             eta = attach(eta, covariance, statistic, self.family, torch.zeros_like(eta))
-        self._report(monitor, covariance)
+        self._record(monitor, covariance)
         if X_new is None:
             return eta
         residual = (statistic - self.family.mean(eta)).unsqueeze(-1)
@@ -196,7 +196,7 @@ class KernelGLM(gpytorch.Module):
         return GLMWeights(-matrix, matrix, -cross, cross)
 
     def _iterate(self, covariance: Tensor, statistic: Tensor, monitor: SolverMonitor) -> Tensor:
-        """The plain iteration."""
+        """The plain iteration, from z = 0; its last natural parameters."""
         tolerance = settings.solver_tolerance.value(statistic.dtype)
         mean = torch.zeros_like(statistic)
         if not mean.numel():
@@ -212,7 +212,7 @@ class KernelGLM(gpytorch.Module):
         monitor.record(count, residual, tolerance)
         return eta
 
-    def _report(self, monitor: SolverMonitor, covariance: Tensor) -> None:
+    def _record(self, monitor: SolverMonitor, covariance: Tensor) -> None:
         self.solver_report = report = monitor.report()
         if report.converged or not settings.warn_not_converged.value():
             return
@@ -227,5 +227,5 @@ class KernelGLM(gpytorch.Module):
             f"KernelGLM ({self.family!r}, solver {self.solver!r}) did not converge in "
             f"{report.iterations} iterations: residual {report.residual:.1e}. {advice}.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

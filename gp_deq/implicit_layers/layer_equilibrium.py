@@ -126,8 +126,8 @@ def _as_one_operation(fn: Callable[[Tensor], Tensor], argument: Tensor) -> Tenso
 
     Args:
         fn: Any function of a tensor.
-        argument: Its argument, which may be a batch of gradients in disguise. What else ``fn``
-            depends on must not be one.
+        argument: Its argument, which may be a batch of gradients in disguise; no other tensor that
+            ``fn`` depends on may be one.
     """
     key = next(_KEYS)
     _RUNNING[key] = fn
