@@ -196,7 +196,7 @@ class LaplaceGP(gpytorch.Module):
 
     Args:
         kernel: Any GPyTorch kernel, of the latent function; give it an output scale.
-        family: Name or :class:`~gp_deq.implicit_layers.ExponentialFamily` of the targets.
+        family: Name or :class:`~gp_deq.activations.ExponentialFamily` of the targets.
         mean: GPyTorch mean of the latent function. Default: zero. Counts want a
             ``ConstantMean()``.
 

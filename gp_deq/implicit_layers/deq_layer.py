@@ -166,7 +166,7 @@ class DEQLayer(_EquilibriumLayer):
         in_features: Size of the input.
         out_features: Size of the equilibrium.
         activation: Name, :class:`~gp_deq.activations.Activation` or torch function with a Lipschitz
-            constant, or an :class:`ExponentialFamily`, whose mean it is then.
+            constant, or an :class:`~gp_deq.activations.ExponentialFamily`, whose mean it is then.
         bias: Whether to learn :math:`b`.
         tolerance: Bound on the residual relative to the size of the equilibrium. Default: 1e-10 in
             float64, 1e-5 in float32.

@@ -63,7 +63,7 @@ class KernelGLM(gpytorch.Module):
 
     Args:
         kernel: Any GPyTorch kernel.
-        family: Name or :class:`ExponentialFamily` of the targets.
+        family: Name or :class:`~gp_deq.activations.ExponentialFamily` of the targets.
         regularization: :math:`\lambda`, positive; a hyperparameter.
         solver: "newton" converges for every regularization; "plain" is the iteration above, from
             :math:`z = 0`.
