@@ -207,8 +207,8 @@ def high_dimensional_coefficients(
         if weight_variance is None:
             raise ValueError("Give a weight variance for the activation.")
         activation = get_activation(kernel_or_activation)
-        given = isinstance(weight_variance, Tensor)
-        weight = torch.as_tensor(weight_variance, dtype=None if given else torch.float64)
+        floating = isinstance(weight_variance, Tensor) and weight_variance.is_floating_point()
+        weight = torch.as_tensor(weight_variance, dtype=None if floating else torch.float64)
     if weight.numel() != 1:
         raise ValueError("Give one weight variance, or one kernel, and not a batch of them.")
     weight = weight.reshape(())

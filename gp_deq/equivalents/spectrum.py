@@ -14,7 +14,12 @@ from ..kernels import DEQNNGPKernel, DEQNTKKernel
 from .centered import Centered
 from .coefficients import gaussian_moments
 from .explicit import ExplicitNetwork, match_explicit
-from .kernel import HighDimensionalDEQKernel, equivalent_kernel, with_hyperparameters
+from .kernel import (
+    HighDimensionalDEQKernel,
+    equivalent_kernel,
+    to_floating,
+    with_hyperparameters,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,6 +115,7 @@ def spectrum(kernel: DEQNNGPKernel | DEQNTKKernel, X: Tensor) -> Spectrum:
         TypeError: the kernel is of another class.
         ValueError: the kernel is a tangent kernel of other weights, or a batch of kernels.
     """
+    X = to_floating(X, kernel.dtype)
     equivalent = equivalent_kernel(kernel, X)
     network, reason = None, "Networks are matched to covariances, not to tangent kernels."
     if isinstance(kernel, DEQNNGPKernel):
