@@ -6,7 +6,6 @@ from .kernels import DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
 __version__ = "0.1.0"
 
 __all__ = [
-    
     "DEQNNGPKernel",
     "DEQNTKKernel",
     "NNGPKernel",

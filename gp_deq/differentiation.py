@@ -103,8 +103,7 @@ def _for_each_gradient(function: Function, tensors: tuple[Tensor, ...]) -> Any:
         for index in range(count)
     ]
     return tuple(
-        torch._add_batch_dim(torch.stack(column), 0, level)
-        for column in zip(*results, strict=True)
+        torch._add_batch_dim(torch.stack(column), 0, level) for column in zip(*results, strict=True)
     )
 
 

@@ -120,7 +120,9 @@ class PairMap(ABC):
         # a kernel of one layer, for one, does not depend on its weight variance
         found = iter(pull_back(block, tensors, wanted))
         gradients = [next(found) if need else None for need in wanted]
-        return Gradients(gradients[: edges[0]], gradients[edges[0] : edges[1]], gradients[edges[1] :])
+        return Gradients(
+            gradients[: edges[0]], gradients[edges[0] : edges[1]], gradients[edges[1] :]
+        )
 
 
 class Recomputed(PairMap):
@@ -225,7 +227,12 @@ class _Task(NamedTuple):
         second = first + self.num_known
         third = second if self.symmetric else second + self.num_known
         one = tensors[first:second]
-        return tensors[:first], one, one if self.symmetric else tensors[second:third], tensors[third:]
+        return (
+            tensors[:first],
+            one,
+            one if self.symmetric else tensors[second:third],
+            tensors[third:],
+        )
 
 
 def blocks(batch: int, rows: int, columns: int, edge: int) -> Iterator[Block]:
@@ -308,8 +315,7 @@ class _Matrix(torch.autograd.Function):
         through = range(num_outer) if differentiable else range(num_outer, len(needed))
         found = iter(opaque(gradients, grad))
         return None, *(
-            next(found) if need and index in through else None
-            for index, need in enumerate(needed)
+            next(found) if need and index in through else None for index, need in enumerate(needed)
         )
 
 

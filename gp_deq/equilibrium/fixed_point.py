@@ -63,9 +63,7 @@ def equilibrium(
         dual, slope = activation.dual_and_derivative(pair)
         return sqdist - weight * dual.sqdist - source, 1 - weight * slope
 
-    sqdist = implicit_root(
-        sqdist, equation, weight_variance, injected.sqdist, var1, var2, vardiff
-    )
+    sqdist = implicit_root(sqdist, equation, weight_variance, injected.sqdist, var1, var2, vardiff)
     return PairCovariance(var1, var2, sqdist, vardiff)
 
 

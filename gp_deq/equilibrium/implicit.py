@@ -99,7 +99,9 @@ class _ImplicitFixedPoint(torch.autograd.Function):
 
         def gradients(grad: Tensor) -> tuple[Tensor, ...]:
             adjoint = ctx.solve_adjoint(grad, solved, *parameters)
-            return pull_back(lambda *leaves: (ctx.layer(point, *leaves), adjoint), parameters, needed)
+            return pull_back(
+                lambda *leaves: (ctx.layer(point, *leaves), adjoint), parameters, needed
+            )
 
         return None, None, None, *_in_place(opaque(gradients, grad), needed)
 
@@ -108,9 +110,7 @@ def _constant_unless_differentiated(point: Tensor) -> Tensor:
     return point if torch.is_grad_enabled() else point.detach()
 
 
-def _in_place(
-    gradients: Iterable[Tensor], needed: Sequence[bool]
-) -> list[Tensor | None]:
+def _in_place(gradients: Iterable[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
     """The gradients, and None for arguments that need none."""
     found = iter(gradients)
     return [next(found) if need else None for need in needed]

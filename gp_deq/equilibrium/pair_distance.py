@@ -100,7 +100,11 @@ class PairDistance(PairMap):
             variance = solve_variance(activation, weight, distinct, self.monitor)
             if self.uses_slope and not bool((variance <= _LARGE_VARIANCE).all()):
                 return None
-            columns = variance, activation.features(variance), *activation.diagonal_and_slope(variance)
+            columns = (
+                variance,
+                activation.features(variance),
+                *activation.diagonal_and_slope(variance),
+            )
             lengths = [x.shape[-2] for x in points]
             parts = zip(*(column[places].split(lengths, -2) for column in columns), strict=True)
         sides = []
