@@ -179,7 +179,8 @@ class PairDistance(PairMap):
             self._start(first, second, lower, total),
             lower,
             upper,
-            total,
+            # not the variances, which a large bias makes much larger than any distance
+            constant,
             self.noise,
             self.monitor,
             plain_steps=_PLAIN_STEPS,
