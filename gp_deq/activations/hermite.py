@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
+from .gradients import value_and_slope
 from .pair_covariance import PairCovariance, bounded
 from .power_series import power_series, series_dual
 
@@ -391,19 +392,6 @@ def _diagonal_series(first: Tensor, second: Tensor, variance: Tensor) -> Tensor:
 
 def _column(variance: Tensor) -> Tensor:
     return variance.unsqueeze(-1)
-
-
-def value_and_slope(fn: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    """``fn`` and its derivative, differentiable where ``points`` is."""
-    keep = torch.is_grad_enabled() and points.requires_grad
-    with torch.enable_grad():
-        points = points if keep else points.detach().requires_grad_()
-        value = fn(points)
-        if value.requires_grad:
-            (slope,) = torch.autograd.grad(value.sum(), points, create_graph=keep)
-        else:
-            slope = torch.zeros_like(points)
-    return (value, slope) if keep else (value.detach(), slope)
 
 
 def _log_grid(root: Tensor) -> tuple[Tensor, Tensor] | None:
