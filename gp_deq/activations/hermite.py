@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .activation import Activation
-from .pair_covariance import PairCovariance, bounded, safe_sqrt
+from .gradients import value_and_slope
+from .pair_covariance import PairCovariance, bounded
 from .power_series import power_series, series_dual
+
+#: Root that stands for that of a variance of zero. So small that Taylor coefficients times its
+#: powers fall off for functions that vary on a scale down to 1e-6, and a power of two.
+_UNIT = 2.0**-20
 
 
 class Hermite(Activation):
@@ -76,9 +81,12 @@ class Hermite(Activation):
         return self._lipschitz
 
     def features(self, variance: Tensor) -> Tensor:
-        r"""Variance, square root of the variance, and the coefficients a, b (``... x n x f``)."""
-        root = safe_sqrt(variance)
-        columns = torch.cat((variance, root, *self.coefficients(root)), -1)
+        r"""Variance, root of the variance, and the coefficients a, b (``... x n x f``).
+
+        At variance zero the root is :data:`_UNIT` and the coefficients are those of
+        :meth:`_taylor`.
+        """
+        columns = torch.cat((variance, *self._expansion(variance)), -1)
         # a series reads one coefficient of all inputs at a time
         return columns.mT.contiguous().mT
 
@@ -104,7 +112,7 @@ class Hermite(Activation):
         r"""See :meth:`Activation.variance_slopes`.
 
         :math:`\frac12 \sum_k c_k(v_1) a_k(v_2) r^k` with :math:`\sqrt q\, c_k = \sqrt{k+1}\,
-        b_{k+1}`, taken as zero at a zero variance.
+        b_{k+1}`.
         """
         _, root1, value1, slope1 = self._split(features1)
         _, root2, value2, slope2 = self._split(features2)
@@ -133,7 +141,7 @@ class Hermite(Activation):
         r"""See :meth:`Activation.derivative_variance_slopes`.
 
         :math:`\frac12 \sum_{k < K} d_k(v_1) b_k(v_2) r^k` with :math:`\sqrt q\, d_k = \sqrt{k+1}\,
-        c_{k+1}`, taken as zero at a zero variance.
+        c_{k+1}`.
         """
         correlation = self._correlation(features1, features2, sqdist)
         (slope1, third1), (slope2, third2) = (
@@ -151,8 +159,7 @@ class Hermite(Activation):
         The squared distance is :math:`\sum_k (a_k - a_k')^2 + 2 e \sum_j r^j \sum_{k > j} a_k
         a_k'` with :math:`e = 1 - r`, the second sum by summation by parts.
         """
-        value1, value2 = (self._split(features)[2] for features in self._pair_features(pair))
-        return series_dual(value1, value2, pair.versine)
+        return self._dual(pair, *self._pair_features(pair))
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
@@ -163,20 +170,40 @@ class Hermite(Activation):
     def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
         """See :meth:`Activation.dual_and_derivative`."""
         features1, features2 = self._pair_features(pair)
-        value1, value2 = (self._split(features)[2] for features in (features1, features2))
         correlation = self._correlation(features1, features2, pair.sqdist)
-        slope = self._slope(features1, features2, correlation)
-        return series_dual(value1, value2, pair.versine), slope
+        return self._dual(pair, features1, features2), self._slope(
+            features1, features2, correlation
+        )
+
+    def _dual(self, pair: PairCovariance, features1: Tensor, features2: Tensor) -> PairCovariance:
+        value1, value2 = (self._split(features)[2] for features in (features1, features2))
+        zero1, zero2 = pair.var1 == 0, pair.var2.mT == 0
+        if not bool(zero1.any()) and not bool(zero2.any()):
+            return series_dual(value1, value2, pair.versine)
+        # squared distances in their form without cancellation, derivatives of the Taylor series
+        exact1, exact2 = (
+            torch.cat((value[..., :1], value[..., 1:].masked_fill(zero, 0.0)), -1)
+            for value, zero in ((value1, zero1), (value2, zero2))
+        )
+        sqdist = series_dual(exact1, exact2, pair.versine).sqdist
+        var1, var2 = self.diagonal(pair.var1), self.diagonal(pair.var2)
+        value = power_series(value1, value2, self._correlation(features1, features2, pair.sqdist))
+        expanded = var1 + var2 - 2 * value
+        expanded = sqdist.detach() + (expanded - expanded.detach())
+        sqdist = torch.where(zero1 | zero2.mT, expanded, sqdist)
+        return PairCovariance(var1, var2, sqdist, var1 - var2)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`; cut at the same degree."""
-        value, _ = self.coefficients(safe_sqrt(_column(variance)))
-        return value.square().sum(-1, keepdim=True).reshape(variance.shape)
+        column = _column(variance)
+        _, value, _ = self._expansion(column)
+        return _diagonal_series(value, value, column).reshape(variance.shape)
 
     def derivative_diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.derivative_diagonal`; cut at the same degree."""
-        _, slope = self.coefficients(safe_sqrt(_column(variance)))
-        return slope[..., : self.degree].square().sum(-1, keepdim=True).reshape(variance.shape)
+        column = _column(variance)
+        slope = self._expansion(column)[2][..., : self.degree]
+        return _diagonal_series(slope, slope, column).reshape(variance.shape)
 
     def diagonal_slope(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_slope`; cut at the same degree."""
@@ -184,11 +211,12 @@ class Hermite(Activation):
 
     def diagonal_and_slope(self, variance: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.diagonal_and_slope`."""
-        root = safe_sqrt(_column(variance))
-        value, slope = self.coefficients(root)
-        bend = 2 * (self.half_curvature(root, slope) * value).sum(-1, keepdim=True)
-        total = slope[..., : self.degree].square().sum(-1, keepdim=True) + bend
-        square = value.square().sum(-1, keepdim=True)
+        column = _column(variance)
+        root, value, slope = self._expansion(column)
+        bend = 2 * _diagonal_series(self.half_curvature(root, slope), value, column)
+        slope = slope[..., : self.degree]
+        total = _diagonal_series(slope, slope, column) + bend
+        square = _diagonal_series(value, value, column)
         return square.reshape(variance.shape), total.reshape(variance.shape)
 
     def truncation_error(self, variance: float) -> float:
@@ -221,7 +249,7 @@ class Hermite(Activation):
     def _correlation(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
         var1, var2 = features1[..., :1], features2[..., :1].mT
         scale = 2 * features1[..., 1:2] * features2[..., 1:2].mT
-        return bounded((var1 + var2 - sqdist) / scale.masked_fill(scale == 0, 1.0), -1.0, 1.0)
+        return bounded((var1 + var2 - sqdist) / scale, -1.0, 1.0)
 
     def half_curvature(self, root: Tensor, slope: Tensor) -> Tensor:
         """Coefficients of half the second derivative, zero at a zero variance."""
@@ -229,10 +257,74 @@ class Hermite(Activation):
         return weights * slope[..., 1:] / (2 * root.masked_fill(root == 0, math.inf))
 
     def _half_third(self, root: Tensor, slope: Tensor) -> Tensor:
-        """Coefficients of half the third derivative, zero at a zero variance."""
+        """Coefficients of half the third derivative."""
         curvature = self.half_curvature(root, slope)[..., 1:]
         weights = torch.arange(1, self.degree + 1, dtype=slope.dtype, device=slope.device).sqrt()
-        return weights * curvature / root.masked_fill(root == 0, math.inf)
+        return weights * curvature / root
+
+    def _expansion(self, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Roots of the variances, ``... x n x 1``, and coefficients a and b that go with them.
+
+        Args:
+            variance: ``... x n x 1``.
+        """
+        zero = variance == 0
+        if not bool(zero.any()):
+            root = variance.sqrt()
+            return root, *self.coefficients(root)
+        root = torch.where(zero, 1.0, variance).sqrt()
+        regular, taylor = self.coefficients(root), self._taylor(variance)
+        return (
+            root.masked_fill(zero, _UNIT),
+            torch.where(zero, taylor[0], regular[0]),
+            torch.where(zero, taylor[1], regular[1]),
+        )
+
+    def _taylor(self, variance: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Coefficients a and b at variance zero, and their derivatives by it up to the second.
+
+        There :math:`G = \sum_k \alpha_k(v_1) a_k(v_2) (c / \sqrt{v_2})^k` with :math:`\alpha_k =
+        \operatorname E\varphi^{(k)}(\sqrt{v_1} z) / \sqrt{k!}`, a function of the covariance that
+        has all derivatives, while :math:`a_k = v_1^{k/2} \alpha_k` and the correlation have none.
+        These are the :math:`\epsilon^k \alpha_k` for a root :math:`\epsilon` = :data:`_UNIT`.
+
+        Args:
+            variance: ``... x n x 1``, zero where this is of use.
+        """
+        half = variance / 2
+        phi = [*self._derivatives_at_zero, *[0.0] * 6]
+
+        def coefficients(order: int, count: int) -> Tensor:
+            terms: list[Tensor] = []
+            for k in range(min(count, 6 - order)):
+                mean, bend, further = phi[order + k : order + k + 5 : 2]
+                term = mean + half * bend + half.square() * (further / 2)
+                terms.append(term * (_UNIT**k / math.sqrt(math.factorial(k))))
+            rest = variance.new_zeros(*variance.shape[:-1], count - len(terms))
+            return torch.cat((*terms, rest), -1)
+
+        return coefficients(0, self.degree + 1), coefficients(1, self.degree + 2)
+
+    @cached_property
+    def _derivatives_at_zero(self) -> list[float]:
+        """Derivatives of the function up to the fifth, means of both sides where one jumps.
+
+        Those that torch does not have count as zero.
+        """
+        sides = torch.tensor([1e-300, -1e-300], dtype=torch.float64, requires_grad=True)
+        derivatives: list[float] = []
+        with torch.enable_grad():
+            value = self.fn(sides)
+            while len(derivatives) < 6:
+                mean = value.detach().mean().item()
+                derivatives.append(mean if math.isfinite(mean) else 0.0)
+                if not value.requires_grad:
+                    break
+                try:
+                    (value,) = torch.autograd.grad(value.sum(), sides, create_graph=True)
+                except RuntimeError:
+                    break
+        return derivatives
 
     def coefficients(self, root: Tensor) -> tuple[Tensor, Tensor]:
         """``a_0 ... a_K`` and ``b_0 ... b_(K+1)``, computed in double precision.
@@ -281,21 +373,25 @@ class Hermite(Activation):
         return f"Hermite({name}, degree={self.degree})"
 
 
+def _diagonal_series(first: Tensor, second: Tensor, variance: Tensor) -> Tensor:
+    """Sum over k of the products of coefficients of the same input, ``... x n x 1``.
+
+    At variance zero the ratio of the series is not one, but the variance over that of ``_UNIT``.
+    """
+    zero = variance == 0
+    products = first * second
+    total = products.sum(-1, keepdim=True)
+    if not bool(zero.any()):
+        return total
+    ratio = variance / _UNIT**2
+    taylor = torch.zeros_like(variance)
+    for term in reversed(products[..., :3].split(1, -1)):
+        taylor = taylor * ratio + term
+    return torch.where(zero, taylor, total)
+
+
 def _column(variance: Tensor) -> Tensor:
     return variance.unsqueeze(-1)
-
-
-def value_and_slope(fn: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    """``fn`` and its derivative, differentiable where ``points`` is."""
-    keep = torch.is_grad_enabled() and points.requires_grad
-    with torch.enable_grad():
-        points = points if keep else points.detach().requires_grad_()
-        value = fn(points)
-        if value.requires_grad:
-            (slope,) = torch.autograd.grad(value.sum(), points, create_graph=keep)
-        else:
-            slope = torch.zeros_like(points)
-    return (value, slope) if keep else (value.detach(), slope)
 
 
 def _log_grid(root: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .angles import angle, bent_distance
-from .pair_covariance import PairCovariance, safe_sqrt
+from .pair_covariance import PairCovariance
 
 
 class LeakyReLU(Activation):
@@ -53,11 +52,6 @@ class LeakyReLU(Activation):
         """Larger of the two slopes."""
         return max(1.0, abs(self.negative_slope))
 
-    @property
-    def critical_weight_variance(self) -> float:
-        """Exactly ``2 / (1 + negative_slope**2)``: ``g(v) = v (1 + negative_slope**2) / 2``."""
-        return 1 / self.linear_part
-
     def expectations(
         self,
         features1: Tensor,
@@ -66,50 +60,13 @@ class LeakyReLU(Activation):
         accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
-        dual, slope = self.dual_and_derivative(_pair(features1, features2, sqdist))
+        var1, var2 = features1, features2.mT
+        dual, slope = self.dual_and_derivative(PairCovariance(var1, var2, sqdist, var1 - var2))
         return dual.cov, slope
-
-    def variance_slopes(
-        self, features1: Tensor, features2: Tensor, sqdist: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        r""":math:`\frac{(1-n)^2}{4\pi} \sqrt{v_2/v_1} \sin\theta`, zero at a zero variance."""
-        pair = _pair(features1, features2, sqdist)
-        sine = self.angular_part / 2 * angle(pair.versine).sin()
-        root1, root2 = safe_sqrt(pair.var1), safe_sqrt(pair.var2)
-        slope1 = sine * root2 / root1.masked_fill(root1 == 0, math.inf)
-        slope2 = sine * root1 / root2.masked_fill(root2 == 0, math.inf)
-        return slope1, slope2
-
-    def dual(self, pair: PairCovariance) -> PairCovariance:
-        """See :meth:`Activation.dual`."""
-        return self.dual_and_derivative(pair)[0]
-
-    def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
-        r"""See :meth:`Activation.dual_and_derivative`.
-
-        The squared distance is :math:`\frac{1+n^2}2 m - \frac{(1-n)^2}{\pi}\sqrt{v_1 v_2}\,S`, to
-        rounding in relative terms.
-        """
-        sqdist, theta = bent_distance(pair, self.linear_part, self.angular_part)
-        dual = PairCovariance(
-            self.linear_part * pair.var1,
-            self.linear_part * pair.var2,
-            sqdist,
-            self.diagonal_difference(*pair[:2], pair.vardiff),
-        )
-        return dual, (theta * -self.angular_part).add_(self.linear_part)
-
-    def derivative_dual(self, pair: PairCovariance) -> Tensor:
-        """See :meth:`Activation.derivative_dual`."""
-        return self.linear_part - self.angular_part * angle(pair.versine)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""
         return self.linear_part * variance
-
-    def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
-        """See :meth:`Activation.diagonal_difference`."""
-        return self.linear_part * vardiff
 
     def derivative_diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.derivative_diagonal`."""
@@ -148,8 +105,3 @@ class Identity(LeakyReLU):
 
     def __repr__(self) -> str:
         return "Identity()"
-
-
-def _pair(var1: Tensor, var2: Tensor, sqdist: Tensor) -> PairCovariance:
-    var2 = var2.mT
-    return PairCovariance(var1, var2, sqdist, var1 - var2)

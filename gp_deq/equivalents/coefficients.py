@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .. import settings
 from ..activations import Activation, get_activation
-from ..activations.hermite import gaussian_quadrature, panel_halvings, value_and_slope
+from ..activations.gradients import value_and_slope
+from ..activations.hermite import gaussian_quadrature, panel_halvings
 from ..equilibrium import ConvergenceWarning, SolverMonitor, newton
 from ..equilibrium.implicit import implicit_root
 from ..kernels import DEQNNGPKernel, DEQNTKKernel

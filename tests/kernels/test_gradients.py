@@ -465,6 +465,42 @@ def test_derivatives_at_coincident_inputs_are_limits(
         assert (at - limit).abs().max() <= tolerance * limit.abs().max()
 
 
+@every_class
+@pytest.mark.parametrize("name", ["erf", "tanh", "sigmoid", "silu", "softplus"])
+@pytest.mark.parametrize("both", [False, True], ids=["one", "both"])
+def test_derivatives_at_variance_zero_are_limits(cls: type[Kernel], name: str, both: bool) -> None:
+    """Without a bias and at the centre: with and without a graph, and the second derivatives.
+
+    The limit is the mean of both sides at h = 1e-5, which differs by h^2 times two further
+    derivatives and by rounding over h.
+    """
+    kernel = build(cls, name, bias=0.0)
+    hyperparameters = [kernel.raw_lengthscale, kernel.raw_weight_variance]
+    x, y = points(3, 2), points(2, 2, seed=1)
+    x[1] = 0.0
+    if both:
+        y[0] = 0.0
+
+    def derivatives(shift: float, graph: bool) -> list[Tensor]:
+        direction = torch.tensor([0.6, 0.8], dtype=torch.float64)
+        moved = [t + shift * direction * (t == 0).all(-1, True) for t in (x, y)]
+        leaves = [t.clone().requires_grad_() for t in moved]
+        value = kernel.forward(*leaves)
+        upstream = points(*value.shape, seed=2)
+        first = torch.autograd.grad((value * upstream).sum(), leaves, create_graph=graph)
+        if not graph:
+            return list(first)
+        total = sum((slope * slope.detach().cos()).sum() for slope in first)
+        return [*first, *torch.autograd.grad(total, [*leaves, *hyperparameters])]
+
+    near = zip(derivatives(1e-5, True), derivatives(-1e-5, True), strict=True)
+    limit = [(above + below).detach() / 2 for above, below in near]
+    found = derivatives(0.0, True)
+    plain = derivatives(0.0, False)
+    for actual, expected in zip(found + plain, limit + limit[:2], strict=True):
+        assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
 # ------------------------------------------------------------------------------------------
 # Memory
 # ------------------------------------------------------------------------------------------
