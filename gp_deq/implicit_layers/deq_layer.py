@@ -22,6 +22,7 @@ from .well_posed import RecurrentWeight, well_posed
 
 __all__ = ["ConvDEQLayer", "DEQLayer"]
 
+# relative residuals; 1e-5 is 80 times the rounding of float32
 _TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
@@ -82,8 +83,8 @@ class _EquilibriumLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The equilibrium.
 
-        Under ``torch.autocast`` it is computed, and returned, in the dtype of the parameters, as
-        that of softmax or of a layer norm is.
+        Under ``torch.autocast`` it is computed and returned in the dtype of the parameters, as
+        torch does for softmax and layer norms, and inputs in half precision become float32.
 
         Args:
             x: ``... x in_features``, or images ``... x in_channels x height x width``.

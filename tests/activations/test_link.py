@@ -186,6 +186,9 @@ def test_families_are_links() -> None:
     assert direct.critical_regularization == pytest.approx(1 / 12, rel=1e-9)
     assert torch.equal(link.cross(given), direct.cross(given))
     assert torch.equal(pickle.loads(pickle.dumps(link)).cross(given), link.cross(given))
+    x = torch.linspace(-1, 2, 5, dtype=torch.float64).unsqueeze(-1)
+    one, two = (DEKerKernel(link).double()(x).to_dense() for link in (Gaussian(), "identity"))
+    assert torch.equal(one, two)
     with pytest.raises(ValueError, match=r"sigma of bounded slope.*from_family\(Poisson\(\)\)"):
         DEKerKernel(get_link(Poisson()))
 
