@@ -23,8 +23,8 @@ from .operator import EquivalentLinearOperator
 
 __all__ = ["HighDimensionalDEQKernel", "equivalent_kernel"]
 
-# The thresholds of the warnings are round numbers, chosen where errors are 0.5 to 5 % of the largest
-# eigenvalue, as measured on 200 normal inputs with weight variance 0.2.
+# The thresholds of the warnings are round numbers, chosen where errors are 0.5 to 5 % of the
+# largest eigenvalue, as measured on 200 normal inputs with weight variance 0.2.
 #: Largest standard deviation of the squared norms, relative to their mean. At 1.2 the error was
 #: 0.5 %, but that of a matched network, which has the mean norm in its activations, 5 % (tanh).
 _WIDE_SPREAD = 1.0

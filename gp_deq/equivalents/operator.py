@@ -150,8 +150,11 @@ class EquivalentLinearOperator(LinearOperator):
         """The operator with a diagonal added.
 
         Args:
-            diag: ``... x n``, ``... x 1``, or a scalar, with no more batch dimensions than the
-                operator.
+            diag: Diagonal, ``... x n``, ``... x 1``, or a scalar, with no more batch dimensions
+                than the operator.
+
+        Returns:
+            An operator of the same structure.
 
         Raises:
             RuntimeError: the operator is not square.
