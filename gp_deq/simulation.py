@@ -193,13 +193,13 @@ class FeatureSGD:
         m, z, start = self._check(x, width, latent_dim, num_steps, start)
         sigma, rho = _functions(self.link)
         # one column for each input, as in the formulas
-        gamma = self._draw_observations(z, width, generator)
+        observations = self._draw_observations(z, width, generator)
         phi = _normal(m, start.shape[-1], generator) @ start.mT / math.sqrt(m)
         rate = self.step_size / (self.regularization * math.sqrt(m * width))
         for step in range(num_steps):
             v = _normal(width, m, generator)
             w = v @ phi
-            g = gamma * rho(w) - sigma(w)
+            g = observations * rho(w) - sigma(w)
             phi = (1 - self.step_size) * phi + rate * (v.mT @ g)
             on_step(step + 1)
         return phi.mT.contiguous()
@@ -243,14 +243,15 @@ class FeatureSGD:
         """
         m, z, start = self._check(x, width, latent_dim, num_steps, start)
         sigma, rho = _functions(self.link)
-        gamma = self._draw_observations(z, width, generator)
+        observations = self._draw_observations(z, width, generator)
         root = _triangle(_wishart_root(m, start.shape[-1], generator) @ start.mT / math.sqrt(m))
         rate = self.step_size / (self.regularization * math.sqrt(m * width))
         for step in range(num_steps):
             normal = _normal(width, len(root), generator)
             w = normal @ root
-            g = gamma * rho(w) - sigma(w)
+            g = observations * rho(w) - sigma(w)
             inside = (1 - self.step_size) * root + rate * (normal.mT @ g)
+            # on the complement of Q only the Gram matrix of g matters, so fewer rows will do
             g = _triangle(g)
             outside = rate * (_wishart_root(m - len(root), len(g), generator) @ g)
             root = _triangle(torch.cat([inside, outside]))

@@ -253,6 +253,7 @@ class DEQPyroModel(PyroModel):
     def _hyperparameters(self, covar_module: Kernel) -> list[_Hyperparameter]:
         base = covar_module.base_kernel
         strength = "regularization" if self.kernel == "deker" else "weight_variance"
+        # feature_scale of DEKer is left out, see the class
         return [
             _Hyperparameter(covar_module, "outputscale"),
             _Hyperparameter(base, "lengthscale", (self.ard_num_dims,)),
@@ -400,6 +401,7 @@ def fit_fully_bayesian_model_nuts(
     """
     pyro = _pyro()
     model.train()
+    # full_mass as in BoTorch: lengthscales, bias variance and output scale are correlated
     nuts = pyro.infer.NUTS(model.pyro_model.sample, full_mass=True, max_tree_depth=max_tree_depth)
     mcmc = pyro.infer.MCMC(
         nuts, num_samples=num_samples, warmup_steps=warmup_steps, disable_progbar=disable_progbar

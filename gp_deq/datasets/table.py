@@ -105,6 +105,7 @@ class Table:
 
         name = os.fspath(path)
         try:
+            # utf-8-sig: spreadsheets begin their files with a byte order mark
             lines = pd.read_csv(
                 name, header=None, dtype=str, encoding="utf-8-sig", keep_default_na=False
             )
@@ -412,6 +413,7 @@ def _infer(table: Table, name: str, categorical: bool) -> Column:
 
     cells = table.cells[name]
     if not categorical:
+        # a decimal or thousands comma still says that the column is meant to be numbers
         likely = pd.to_numeric(cells.str.replace(",", ""), errors="coerce").notna()
         if likely.mean() > 0.5:
             table.numbers(name, hint="; correct these cells, or make the column categorical")

@@ -275,6 +275,7 @@ def fit_table(
 
     model, rows = scored, train
     if not config.train_only:
+        # training rows first: with fewer rows than all, the model keeps those it was learned on
         rows = torch.cat([train, test])[: config.max_rows]
         model = scored.condition_on(dataset.X[rows], dataset.y[rows])
     y, target = dataset.y[train], dataset.y[test]

@@ -245,6 +245,7 @@ class TableModel:
             raise ValueError("no rows, no inputs, or a standard deviation that is not positive")
         mll = make_table_model(data["kernel"], data["activation"], train_x, train_y)
         mll.load_state_dict(data["state"])
+        # load_state_dict accepts NaN
         for parameter in mll.parameters():
             _require_finite(parameter, tuple(parameter.shape))
         return cls(data["kernel"], data["activation"], columns, scaling, mll)

@@ -91,6 +91,7 @@ def write_report(fit: TableFit, folder: str | os.PathLike[str], force: bool = Fa
                 target.rename(old)
             new.rename(target)
         except BaseException:
+            # also an interruption between the two must leave the earlier report in its place
             if old.exists() and not target.exists():
                 old.rename(target)
             raise
