@@ -9,6 +9,16 @@ from torch import Tensor
 
 from .activation import Activation
 from .erf import Erf
+from .families import (
+    Bernoulli,
+    Binomial,
+    ContinuousBernoulli,
+    ExponentialFamily,
+    Gaussian,
+    Poisson,
+    SignedBernoulli,
+    get_family,
+)
 from .gelu import GELU
 from .hermite import Hermite
 from .link import ExponentialFamilyLink, get_link
@@ -19,15 +29,23 @@ from .sine import Sine
 __all__ = [
     "GELU",
     "Activation",
+    "Bernoulli",
+    "Binomial",
+    "ContinuousBernoulli",
     "Erf",
+    "ExponentialFamily",
     "ExponentialFamilyLink",
+    "Gaussian",
     "Hermite",
     "Identity",
     "LeakyReLU",
     "PairCovariance",
+    "Poisson",
     "ReLU",
+    "SignedBernoulli",
     "Sine",
     "get_activation",
+    "get_family",
     "get_link",
 ]
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from .pair_covariance import PairCovariance
+from .pair_covariance import PairCovariance, bounded
 
 
 class Activation(ABC):
@@ -140,7 +140,7 @@ class Activation(ABC):
         """
         value, _ = self.expectations(*self._pair_features(pair), pair.sqdist)
         var1, var2 = self.diagonal(pair.var1), self.diagonal(pair.var2)
-        sqdist = (var1 + var2 - 2 * value).clamp_min(0.0)
+        sqdist = bounded(var1 + var2 - 2 * value, 0.0)
         return PairCovariance(var1, var2, sqdist, var1 - var2)
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gradients import differentiable_gradients
 from .pair_covariance import PairCovariance, safe_sqrt
 
 
@@ -98,7 +99,8 @@ def bent_distance(
     r"""Squared distance :math:`Am - 2B\sqrt{v_1 v_2}\,S(\theta)`, and :math:`\theta` itself.
 
     Args:
-        pair: Variances, squared distance m and angle, their difference being ``var1 - var2``.
+        pair: Its derivatives with respect to ``vardiff`` are given to the variances of which it is
+            the difference.
         linear_part: A.
         angular_part: B.
 
@@ -145,9 +147,14 @@ class _BentDistance(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         var1, var2, sqdist, vardiff, versine, theta, sine = ctx.saved_tensors
         inputs = (var1, var2, sqdist, vardiff)
-        if torch.is_grad_enabled():
-            return *_differentiate(inputs, ctx.parts, grads), None, None
         linear_part, angular_part = ctx.parts
+        if torch.is_grad_enabled():
+
+            def outputs(*pair: Tensor) -> tuple[Tensor, Tensor]:
+                return _bent_distance(PairCovariance(*pair), linear_part, angular_part)
+
+            needed = ctx.needs_input_grad[:4]
+            return *differentiable_gradients(outputs, inputs, needed, grads), None, None
         by_sqdist, by_theta = grads
         root1, root2 = safe_sqrt(var1), safe_sqrt(var2)
         both, each = torch.zeros_like(theta), torch.zeros_like(theta)
@@ -183,21 +190,13 @@ def _versine(pair: PairCovariance) -> Tensor:
     return (pair.sqdist - gap).div_(2 * root1).div_(root2).clamp_(0.0, 2.0)
 
 
-def _differentiate(
-    inputs: tuple[Tensor, ...], parts: tuple[float, float], grads: tuple[Tensor | None, ...]
-) -> tuple[Tensor, ...]:
-    """Differentiable gradients of both outputs by the pair."""
-    linear_part, angular_part = parts
-    pair = PairCovariance(*(tensor.view_as(tensor) for tensor in inputs))
+def _bent_distance(
+    pair: PairCovariance, linear_part: float, angular_part: float
+) -> tuple[Tensor, Tensor]:
+    """:func:`bent_distance` with a graph; the derivatives by the difference are the variances'."""
+    difference = pair.var1 - pair.var2
+    vardiff = pair.vardiff.detach() + (difference - difference.detach())
+    pair = pair._replace(vardiff=vardiff)
     scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
     bend = 2 * angular_part * scale * sine_excess(pair.versine)
-    outputs = (linear_part * pair.sqdist - bend, angle(pair.versine))
-    given = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
-    return torch.autograd.grad(
-        [output for output, _ in given],
-        pair,
-        [grad for _, grad in given],
-        create_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
+    return linear_part * pair.sqdist - bend, angle(pair.versine)

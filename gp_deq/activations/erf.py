@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .pair_covariance import PairCovariance
+from .pair_covariance import PairCovariance, bounded
 
 
 class Erf(Activation):
@@ -91,7 +91,7 @@ class Erf(Activation):
         arc1, arc2 = _arc(var1), _arc(var2)
         total = var1 + var2
         size = (1 + 2 * var1) * (1 + 2 * var2)
-        spread = (sqdist * (2 * total - sqdist) - vardiff.square()).clamp_min(0.0)
+        spread = bounded(sqdist * (2 * total - sqdist) - vardiff.square(), 0.0)
         arc = torch.atan2(total - sqdist, determinant(var1, var2, total, sqdist, 2.0).sqrt())
         roots = (1 + 4 * var1).sqrt() + (1 + 4 * var2).sqrt()
         gap = (spread + 4 * (vardiff / roots).square()) / size
@@ -151,7 +151,7 @@ def determinant(var1: Tensor, var2: Tensor, total: Tensor, sqdist: Tensor, scale
     if not _comparable(var1, var2):
         direct = 4 * (var1 * var2) - (total - sqdist).square()
         spread = torch.where(radial > 4 * (var1 * var2), direct, spread)
-    return spread.clamp_min(0.0) * (scale**2 / 4) + (1 + scale * total)
+    return bounded(spread, 0.0) * (scale**2 / 4) + (1 + scale * total)
 
 
 def _comparable(var1: Tensor, var2: Tensor) -> bool:

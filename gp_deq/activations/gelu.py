@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .activation import Activation
 from .erf import Erf, determinant
-from .pair_covariance import PairCovariance
+from .pair_covariance import PairCovariance, bounded
 
 
 class GELU(Activation):
@@ -137,7 +137,7 @@ class GELU(Activation):
         halved = PairCovariance(*(term / 2 for term in pair))
         arc_bend = (math.pi / 2) * Erf().dual(halved).sqdist
         arc_gap = (math.pi / 2) * Erf().diagonal_difference(*halved[:2], halved.vardiff)
-        spread = ((2 * total - sqdist) * sqdist - vardiff.square()).clamp_min(0.0) / 4
+        spread = bounded((2 * total - sqdist) * sqdist - vardiff.square(), 0.0) / 4
         root1, root2, root = (
             (1 + 2 * var1).sqrt(),
             (1 + 2 * var2).sqrt(),
@@ -163,7 +163,7 @@ class GELU(Activation):
         return PairCovariance(
             diagonal1,
             diagonal2,
-            torch.where(2 * sqdist < total, near, far).clamp_min(0.0),
+            bounded(torch.where(2 * sqdist < total, near, far), 0.0),
             self.diagonal_difference(var1, var2, vardiff),
         )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .pair_covariance import PairCovariance, safe_sqrt
+from .pair_covariance import PairCovariance, bounded, safe_sqrt
 from .power_series import power_series, series_dual
 
 
@@ -221,7 +221,7 @@ class Hermite(Activation):
     def _correlation(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
         var1, var2 = features1[..., :1], features2[..., :1].mT
         scale = 2 * features1[..., 1:2] * features2[..., 1:2].mT
-        return ((var1 + var2 - sqdist) / scale.masked_fill(scale == 0, 1.0)).clamp(-1.0, 1.0)
+        return bounded((var1 + var2 - sqdist) / scale.masked_fill(scale == 0, 1.0), -1.0, 1.0)
 
     def half_curvature(self, root: Tensor, slope: Tensor) -> Tensor:
         """Coefficients of half the second derivative, zero at a zero variance."""

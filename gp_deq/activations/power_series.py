@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gradients import differentiable_gradients
 from .pair_covariance import PairCovariance
 
 
@@ -107,19 +108,11 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the series by those arguments that need one, None for the others."""
     if torch.is_grad_enabled():
-        inputs = first, second, ratio = tuple(x.view_as(x) for x in (first, second, ratio))
-        wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-        value = _sum_series(first, second, ratio, counts)
-        if not value.requires_grad:  # a constant alone
-            return tuple(
-                torch.zeros_like(x) if n else None for x, n in zip(inputs, needed, strict=True)
-            )
-        found = iter(
-            torch.autograd.grad(
-                value, wanted, grad, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
-        return tuple(next(found) if need else None for need in needed)
+
+        def series(first: Tensor, second: Tensor, ratio: Tensor) -> Tensor:
+            return _sum_series(first, second, ratio, counts)
+
+        return differentiable_gradients(series, (first, second, ratio), needed, (grad,))
     by_first = by_second = by_ratio = None
     if needed[2] and first.shape[-1] == 1:
         by_ratio = torch.zeros_like(ratio)

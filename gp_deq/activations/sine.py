@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .pair_covariance import PairCovariance
+from .pair_covariance import PairCovariance, bounded
 
 
 class Sine(Activation):
@@ -44,7 +44,7 @@ class Sine(Activation):
         var1, var2 = features1, features2.mT
         half = sqdist / 2
         total = var1 + var2
-        near, far = half.neg().exp(), (half - total).clamp_max(0.0).exp()
+        near, far = half.neg().exp(), bounded(half - total, high=0.0).exp()
         # where they nearly cancel, sinh(c) exp(-(var1 + var2) / 2)
         cov = total / 2 - half
         close = (-var1 / 2).exp() * (-var2 / 2).exp() * cov.clamp(-1.0, 1.0).sinh()
@@ -75,13 +75,13 @@ class Sine(Activation):
         e^{-v_2})^2`.
         """
         var1, var2, sqdist, vardiff = pair
-        far = (sqdist / 2 - (var1 + var2)).clamp_max(0.0).exp()
+        far = bounded(sqdist / 2 - (var1 + var2), high=0.0).exp()
         gap = self._decay_difference(var1, var2, vardiff)
         distance = (sqdist / -2).expm1().neg() * (1 + far) - gap.square() / 2
         return PairCovariance(
             self.diagonal(var1),
             self.diagonal(var2),
-            distance.clamp_min(0.0),
+            bounded(distance, 0.0),
             self.diagonal_difference(var1, var2, vardiff),
         )
 

@@ -28,7 +28,7 @@ except ImportError as error:
 
 from ..activations import Activation
 from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
-from ..kernels._base import NeuralKernel
+from ..kernels.base import NeuralKernel
 from .covar_modules import KERNELS, base_arguments, get_covar_module
 
 __all__ = ["ScaleDEQKernel"]

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..activations import Activation, get_activation
 from ..activations.link import get_link
 from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
-from ..kernels._base import NeuralKernel
-from ..kernels._weighted import EquilibriumKernel
+from ..kernels.base import NeuralKernel
+from ..kernels.weighted import EquilibriumKernel
 from ..kernels.constraints import AboveCritical, BelowCritical
 from ..kernels.deker_kernel import check_step_size
 from .strength_prior import StrengthPrior

@@ -1,15 +1,36 @@
 """Fixed points of a layer, solved in-graph: solvers, implicit differentiation, diagnostics."""
 
+from .blockwise import PairFunction, PairMap, Recomputed, pair_matrix
 from .fixed_point import contraction, equilibrium, equilibrium_variance
+from .implicit import implicit_fixed_point, implicit_root
+from .interpolation import chebyshev
+from .monitor import ConvergenceWarning, SolverMonitor, SolverReport
 from .newton import newton
-from .report import ConvergenceWarning, SolverMonitor, SolverReport
+from .pair_angle import PairAngle
+from .pair_distance import PairDistance
+from .read_out import TRAINED, Layer, ReadOut, check_trained, nngp, tangent
 
 __all__ = [
+    "TRAINED",
     "ConvergenceWarning",
+    "Layer",
+    "PairAngle",
+    "PairDistance",
+    "PairFunction",
+    "PairMap",
+    "ReadOut",
+    "Recomputed",
     "SolverMonitor",
     "SolverReport",
+    "chebyshev",
+    "check_trained",
     "contraction",
     "equilibrium",
     "equilibrium_variance",
+    "implicit_fixed_point",
+    "implicit_root",
     "newton",
+    "nngp",
+    "pair_matrix",
+    "tangent",
 ]

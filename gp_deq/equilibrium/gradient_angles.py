@@ -19,7 +19,7 @@ from torch import Tensor
 from ..activations.angles import angle, sine_excess, sine_excess_of_angle
 from .implicit import implicit_root
 from .newton import newton
-from .report import SolverMonitor
+from .monitor import SolverMonitor
 
 
 class Features(NamedTuple):

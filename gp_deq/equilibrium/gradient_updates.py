@@ -29,7 +29,7 @@ from ..activations.piecewise_linear import ReLU
 from ..activations.power_series import power_series
 from .implicit import implicit_root
 from .newton import newton
-from .report import SolverMonitor
+from .monitor import SolverMonitor
 
 
 class FeatureMoments(NamedTuple):

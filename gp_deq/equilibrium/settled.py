@@ -20,7 +20,7 @@ from .gradient_updates import (
     settled_inertia,
 )
 from .pairwise import Block, take
-from .report import SolverMonitor
+from .monitor import SolverMonitor
 from .solution import Gradients, Side, Slopes
 
 

@@ -302,14 +302,14 @@ def equilibrium_scale(
             lower, upper = torch.where(short, upper, lower), torch.where(short, 2 * upper, upper)
         # the expectations are sums over 500 to 900 nodes, right to about 16 eps
         root = newton(
-            lambda v: excess(v, *parameters),
+            lambda v, _: excess(v, *parameters),
             upper,
             lower,
             upper,
             upper,
             16 * torch.finfo(upper.dtype).eps,
             monitor := SolverMonitor(),
-        )
+        ).point
     report = monitor.report()
     if not report.converged and settings.warn_not_converged.value():
         warnings.warn(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..activations import Activation, LeakyReLU, PairCovariance, get_activation
 from ..equilibrium import SolverMonitor
 from ..kernels import DEQNNGPKernel
-from ..kernels._base import NeuralKernel
+from ..kernels.base import NeuralKernel
 from .centered import Centered
 from .coefficients import HighDimensionalCoefficients, high_dimensional_coefficients
 from .hard_tanh import HardTanh
@@ -44,7 +44,7 @@ class ExplicitKernel(NeuralKernel):
         **kwargs: Priors, constraints and GPyTorch's arguments, as there.
     """
 
-    _hyperparameters = ("bias_variance",)
+    hyperparameter_names = ("bias_variance",)
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ExplicitKernel(NeuralKernel):
     def _nonlinearity(self) -> object:
         return self.activations
 
-    def _read_out(
+    def _pair(
         self, injected: PairCovariance, monitor: SolverMonitor, *args: Tensor, **kwargs: Any
     ) -> Tensor:
         sigma = injected

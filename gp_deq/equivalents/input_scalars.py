@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..activations import Activation
-from ..equilibrium.chebyshev import chebyshev
+from ..equilibrium import chebyshev
 from .coefficients import equilibrium_scale, gaussian_moments
 
 __all__ = ["InputScalars", "input_scalars"]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..activations import Activation
 from ..kernels import DEQNNGPKernel, DEQNTKKernel
-from ..kernels._base import _same
-from ..kernels._weighted import EquilibriumKernel
+from ..kernels.base import same_inputs
+from ..kernels.weighted import EquilibriumKernel
 from .coefficients import HighDimensionalCoefficients, high_dimensional_coefficients
 from .input_scalars import InputScalars, input_scalars
 from .operator import EquivalentLinearOperator
@@ -98,7 +98,7 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
             raise TypeError("HighDimensionalDEQKernel has no bias.")
         super().__init__(activation, **kwargs)
         self.tangent = bool(tangent)
-        self._set_hyperparameter("bias_variance", 0.0)
+        self.set_hyperparameter("bias_variance", 0.0)
         self.raw_bias_variance.requires_grad_(False)
         shape = (*self.batch_shape, 1, self.ard_num_dims or 1)
         # in double precision, whatever the dtype of the parameters is now
@@ -109,7 +109,7 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
     @property
     def bias_variance(self) -> Tensor:
         """Variance of the bias, which is always zero."""
-        return self._hyperparameter("bias_variance")
+        return self.hyperparameter("bias_variance")
 
     @bias_variance.setter
     def bias_variance(self, value: Tensor | float) -> None:
@@ -198,7 +198,7 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         self._check_inputs(x1, x2, diag)
         batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2], self.batch_shape)
         rows = self._side(x1, batch)
-        columns = rows if _same(x1, x2) else self._side(x2, batch)
+        columns = rows if same_inputs(x1, x2) else self._side(x2, batch)
         operator = EquivalentLinearOperator(*rows, *columns)
         return operator._diagonal() if diag else operator
 

@@ -1,7 +1,6 @@
 """Layers that solve a kernel generalised linear model in their forward pass."""
 
-from .deq_layer import ConvDEQLayer, DEQLayer
-from .exponential_family import (
+from ..activations import (
     Bernoulli,
     Binomial,
     ContinuousBernoulli,
@@ -11,6 +10,7 @@ from .exponential_family import (
     SignedBernoulli,
     get_family,
 )
+from .deq_layer import ConvDEQLayer, DEQLayer
 from .kernel_glm import GLMWeights, KernelGLM
 
 __all__ = [

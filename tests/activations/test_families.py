@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import FAMILIES
 
-from gp_deq.implicit_layers import (
+from gp_deq.activations import (
     Binomial,
     ContinuousBernoulli,
     ExponentialFamily,

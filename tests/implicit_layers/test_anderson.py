@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gp_deq.equilibrium import SolverMonitor
-from gp_deq.equilibrium.anderson import anderson
+from gp_deq.implicit_layers.anderson import anderson
 
 
 def solve(layer, start: Tensor, tolerance: float = 1e-12, limit: int = 500, damping: float = 1.0):

@@ -33,7 +33,7 @@ class ExponentialFamily:
     is infinite.
 
     Attributes:
-        name: What :func:`get_family` calls it.
+        name: Name by which :func:`get_family` knows it.
         lipschitz: Least upper bound of :math:`A''`; infinite if there is none.
         support: The targets, in words.
     """
@@ -67,7 +67,7 @@ class ExponentialFamily:
         return targets
 
     def likely_parameter(self, statistic: Tensor) -> Tensor:
-        r"""Finite :math:`\eta` whose mean is near a value of :math:`T`, to start solvers from.
+        r"""A finite :math:`\eta` whose mean is near a value of :math:`T`: a start for solvers.
 
         Args:
             statistic: Values of :math:`T`.
@@ -334,7 +334,8 @@ class Poisson(ExponentialFamily):
         return (statistic + 0.5).log()
 
     def _draw(self, eta: Tensor) -> Tensor:
-        # torch counts with 64-bit integers; beyond, the normal limit is good to 1e-6
+        # torch.poisson counts with 64-bit integers; at rates above 1e12 the skewness, by which the
+        # counts differ from their normal limit, is below 1e-6
         rate = eta.exp()
         large = rate > 1e12
         normal = (rate + rate.sqrt() * torch.randn_like(rate)).round()
@@ -348,8 +349,9 @@ class ContinuousBernoulli(ExponentialFamily):
     r"""Numbers from 0 to 1: :math:`A = \log((e^\eta - 1)/\eta)`.
 
     With :math:`x = \eta/2` and Langevin's function :math:`L(x) = \coth x - 1/x`, :math:`A = x +
-    \log(\sinh x / x)`, :math:`A' = (1 + L(x))/2`, :math:`A'' = L'(x)/4`, :math:`A''' = L''(x)/8`;
-    their differences cancel near zero, where the series in Bernoulli's numbers serve.
+    \log(\sinh x / x)`, :math:`A' = (1 + L(x))/2`, :math:`A'' = L'(x)/4`, :math:`A''' = L''(x)/8`.
+    These are differences of nearly equal terms near zero; for :math:`|x| < 1` they are computed by
+    the power series of :math:`L`, whose coefficients are made of Bernoulli's numbers.
 
     Example:
         >>> ContinuousBernoulli().mean(torch.tensor([-1000.0, 0.0, 1e-12, 1000.0])).tolist()
@@ -373,7 +375,7 @@ class ContinuousBernoulli(ExponentialFamily):
         """See :class:`ExponentialFamily`."""
         _, small, inner, outer = _halves(eta)
         series = 0.5 + 0.5 * inner * _polynomial(inner.square(), [c for _, c in _LANGEVIN])
-        # e^eta / (e^eta - 1) - 1 / eta, each end without a difference of large numbers
+        # e^eta / (e^eta - 1) - 1 / eta, arranged so that nothing cancels at either end
         decay = torch.expm1(-2 * outer.abs())
         lower = 1 / (2 * outer.abs()) + (1 + decay) / decay
         direct = torch.where(outer < 0, lower, 1 - lower)
@@ -395,7 +397,7 @@ class ContinuousBernoulli(ExponentialFamily):
         terms = [c * (2 * k - 1) * (2 * k - 2) for k, c in _LANGEVIN[1:]]
         series = inner * _polynomial(inner.square(), terms)
         far, decay = outer.abs(), (-2 * outer.abs()).exp()
-        # 2 cosh / sinh^3 in falling exponentials
+        # 2 cosh x / sinh^3 x in terms of e^(-2|x|), which does not overflow
         direct = 8 * decay * (1 + decay) / (1 - decay).pow(3) - 2 * far.reciprocal().pow(3)
         return torch.where(small, series, outer.sign() * direct) / 8
 
@@ -404,9 +406,10 @@ class ContinuousBernoulli(ExponentialFamily):
         return 12 * (statistic - 0.5)
 
     def _draw(self, eta: Tensor) -> Tensor:
-        # the inverse of (e^(eta y) - 1) / (e^eta - 1), reflected so that eta is not positive
+        # the inverse of the distribution function (e^(eta y) - 1) / (e^eta - 1), reflected so that
+        # eta is not positive and nothing overflows
         uniform, slope = torch.rand_like(eta), -eta.abs()
-        flat = slope > -1e-4
+        flat = slope > -1e-4  # here the expansion to first order is right to 1e-9
         safe = slope.masked_fill(flat, -1.0)
         low = torch.log1p(uniform * torch.expm1(safe)) / safe
         low = torch.where(flat, uniform * (1 + slope * (uniform - 1) / 2), low)
@@ -416,14 +419,20 @@ class ContinuousBernoulli(ExponentialFamily):
         return (targets >= 0) & (targets <= 1)
 
 
-# L(x) = sum_k c_k x^(2k-1), c_k = 2^(2k) B_2k / (2k)!; the terms fall like (x / pi)^2
+# L(x) = sum_k c_k x^(2k-1), c_k = 2^(2k) B_2k / (2k)!; successive terms fall by (x / pi)^2, so that
+# 23 of them reach rounding for |x| < 1
 _LANGEVIN = [
     (k, 2 * (-1) ** (k + 1) * float(zeta(2 * k)) / math.pi ** (2 * k)) for k in range(1, 24)
 ]
 
 
 def _halves(eta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``eta / 2``, where it is small, and itself there and elsewhere (1 where it is not in use)."""
+    """Splits ``x = eta / 2`` between the power series and the closed form.
+
+    Returns:
+        ``x``; where it is below 1 in size; ``x`` there and 0 elsewhere; 1 there and ``x``
+        elsewhere. The constants keep NaN out of the branch that is not taken, and of its gradient.
+    """
     x = eta / 2
     small = x.abs() < 1
     return x, small, torch.where(small, x, 0.0), torch.where(small, 1.0, x)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .report import SolverMonitor
+from ..equilibrium import SolverMonitor
 
-#: Iterates that are kept.
+#: Number of iterates that are combined.
 _MEMORY = 6
 
 
@@ -32,10 +32,10 @@ def anderson(
         layer: :math:`F`; maps ``... x n`` to the same shape. Leading dimensions are independent
             problems.
         start: First points :math:`z_0`, ``... x n``.
-        tolerance: Of the residual :math:`|F(z) - z|`, Euclidean and relative to :math:`|F(z)| +
-            |F(z_0)|`, for every problem.
+        tolerance: Bound on the Euclidean norm of the residual :math:`F(z) - z` relative to
+            :math:`|F(z)| + |F(z_0)|`, for every problem.
         max_iterations: Evaluations of ``layer`` at most.
-        monitor: Is told iterations and last residuals.
+        monitor: Records iterations and last residuals.
         damping: :math:`\tau`, in (0, 1].
 
     Returns:
@@ -44,7 +44,7 @@ def anderson(
     shape = start.shape
     if not start.numel():
         monitor.record(0, start, tolerance)
-        return start
+        return start.clone()
     best = last = point = start.reshape(-1, shape[-1])
     least = torch.full_like(point[:, 0], torch.inf)
     last_size, last_residual = least, torch.zeros_like(point)
@@ -56,7 +56,7 @@ def anderson(
         value = layer(point.reshape(shape)).reshape(point.shape)
         residual = value - point
         if count == 1:
-            # norms of tiny and huge problems are taken in their own units
+            # norms are taken in units of the first value: squares neither overflow nor vanish
             unit = value.abs().amax(-1).nan_to_num(1.0, 1.0)
             unit = unit.masked_fill(unit == 0, 1.0)
             reference = (value / unit[:, None]).norm(dim=-1)
@@ -69,7 +69,7 @@ def anderson(
         least = torch.minimum(size, least)
         if bool((relative <= tolerance).all()):
             break
-        # back to the point before the acceleration, whose plain step comes next
+        # return to the point before the acceleration and take its plain step next
         worse = (filled > 1) & (size > 2 * last_size)
         point = torch.where(worse[:, None], last, point)
         residual = torch.where(worse[:, None], last_residual, residual)
@@ -89,17 +89,22 @@ def anderson(
 
 
 def _weights(residuals: Tensor, valid: Tensor) -> Tensor:
-    """Of the combination of least residual, ``memory x batch x 1``.
+    """Weights, of sum one, of the combination of residuals that is least in norm.
 
     Args:
         residuals: ``memory x batch x n``.
-        valid: Which are in use, ``memory x batch``.
+        valid: Which of them are in use, ``memory x batch``.
+
+    Returns:
+        ``memory x batch x 1``; zero for residuals that are not in use.
     """
     kept = torch.where(valid[..., None], residuals, 0.0).transpose(0, 1)
     gram = kept @ kept.mT
     scale = gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
     gram = gram / scale.masked_fill(scale == 0, 1.0)
-    # what is not in use gets no weight; residuals of parallel directions share theirs
+    # A one in the diagonal of a residual that is not in use, against zero on the right side, makes
+    # its weight zero. The ridge, relative to the largest squared residual and above the rounding of
+    # the Gram matrix, keeps the system solvable where residuals are parallel.
     ridge = torch.where(valid.mT, max(1e-10, 10 * torch.finfo(gram.dtype).eps), 1.0)
     gram = gram + torch.diag_embed(ridge)
     ones = valid.mT.to(gram.dtype).unsqueeze(-1)

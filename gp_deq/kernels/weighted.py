@@ -1,0 +1,146 @@
+"""Kernels with a weight variance: of any size at finite depth, below critical at equilibrium."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from gpytorch.constraints import Interval
+from gpytorch.priors import Prior
+from torch import Tensor
+
+from ..activations import Activation, PairCovariance, get_activation
+from ..equilibrium import (
+    Layer,
+    PairAngle,
+    PairDistance,
+    PairMap,
+    ReadOut,
+    SolverMonitor,
+    equilibrium,
+)
+from .base import Hyperparameter, NeuralKernel
+from .constraints import Region
+
+
+class WeightedKernel(NeuralKernel):
+    """A kernel with hyperparameters ``weight_variance`` and ``bias_variance``."""
+
+    weight_variance = Hyperparameter("Variance of the recurrent weights, ``*batch_shape x 1 x 1``.")
+
+    def __init__(
+        self,
+        activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
+        *args: Any,
+        weight_variance_prior: Prior | None = None,
+        weight_variance_constraint: Interval | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation = get_activation(activation)
+        WeightedKernel.weight_variance.register(
+            self, self._weight_region(), weight_variance_constraint, weight_variance_prior
+        )
+
+    @property
+    def _nonlinearity(self) -> object:
+        return self.activation
+
+    @abstractmethod
+    def _weight_region(self) -> Region:
+        """The weight variances for which the kernel exists."""
+
+
+class FiniteDepthKernel(WeightedKernel):
+    """A kernel of ``depth`` layers."""
+
+    def __init__(
+        self,
+        activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
+        *args: Any,
+        depth: int = 3,
+        input_injection: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(activation, *args, **kwargs)
+        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+            raise ValueError(f"depth must be an integer of at least 1, got {depth!r}.")
+        self.depth = depth
+        self.input_injection = bool(input_injection)
+
+    def _weight_region(self) -> Region:
+        return Region.positive()
+
+    def _layer(
+        self,
+        dual: PairCovariance,
+        injected: PairCovariance,
+        weight_variance: Tensor,
+        bias_variance: Tensor,
+    ) -> PairCovariance:
+        """Covariance of the pre-activations of the layer after one with these activations."""
+        if self.input_injection:
+            terms = zip(dual, injected, strict=True)
+            return PairCovariance(*(weight_variance * term + other for term, other in terms))
+        return PairCovariance(
+            weight_variance * dual.var1 + bias_variance,
+            weight_variance * dual.var2 + bias_variance,
+            weight_variance * dual.sqdist,
+            weight_variance * dual.vardiff,
+        )
+
+
+class EquilibriumKernel(WeightedKernel):
+    """A kernel at equilibrium, its weight variance below the critical value."""
+
+    #: Whether the kernel depends on the derivatives of the activations.
+    uses_slope: bool = False
+
+    def __init__(
+        self,
+        activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if "depth" in kwargs or "input_injection" in kwargs:
+            finite = "NTKKernel" if self.uses_slope else "NNGPKernel"
+            raise TypeError(
+                f"{type(self).__name__} has no depth to choose: its network is infinitely deep. "
+                f"Use {finite}(depth=..., input_injection=True) for a network of finite depth."
+            )
+        super().__init__(activation, *args, **kwargs)
+
+    @abstractmethod
+    def _read_out(self, layer: Layer) -> ReadOut:
+        """The kernel of a layer at equilibrium."""
+
+    def _weight_region(self) -> Region:
+        critical = self.activation.critical_weight_variance
+        if not critical > 0:
+            raise ValueError(
+                f"{type(self).__name__} needs an activation of bounded slope, and that of "
+                f"{self.activation!r} is not bounded, so its equilibrium need not exist. Use a "
+                "kernel of finite depth (NNGPKernel, NTKKernel) or another activation."
+            )
+        return Region.below_critical(critical, self.activation)
+
+    def _pair(
+        self,
+        injected: PairCovariance,
+        monitor: SolverMonitor,
+        weight_variance: Tensor,
+        bias_variance: Tensor,
+    ) -> Tensor:
+        sigma = equilibrium(self.activation, weight_variance, injected, monitor)
+        dual, slope = self.activation.dual_and_derivative(sigma)
+        inverse = 1 / (1 - weight_variance * slope)
+        return self._read_out(Layer(dual.cov, slope, weight_variance, sigma.cov, inverse)).value
+
+    def _pair_map(self, monitor: SolverMonitor, *hyperparameters: Tensor) -> PairMap:
+        arguments = self.activation, self._read_out, self.uses_slope, monitor, *hyperparameters
+        if self.activation.homogeneous:
+            return PairAngle(*arguments)
+        if self.activation.smooth or not self.uses_slope:
+            return PairDistance(*arguments)
+        return super()._pair_map(monitor, *hyperparameters)
