@@ -1,4 +1,4 @@
-"""Real data sets, tables of any kind, and the split that the benchmarks share."""
+"""Real data sets by name, data sets from tables, and the split that the benchmarks share."""
 
 from .dataset import Dataset, Split, split_rows, standardized_split, train_test_split
 from .registry import NAMES, load, load_diabetes

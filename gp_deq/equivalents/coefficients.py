@@ -68,9 +68,9 @@ class GaussianMoments(NamedTuple):
 
 
 def gaussian_moments(activation: Activation, tau: Tensor) -> GaussianMoments:
-    r"""Expectations of an activation by quadrature, of its derivatives by partial integration.
+    r"""Gaussian expectations of an activation and of its derivatives, by quadrature.
 
-    The latter are :math:`\operatorname E\varphi' = \operatorname E[z\varphi]/\tau`,
+    Partial integration gives :math:`\operatorname E\varphi' = \operatorname E[z\varphi]/\tau`,
     :math:`\operatorname E\varphi'' = \operatorname E[(z^2-1)\varphi]/\tau^2` and
     :math:`\operatorname E(\tilde\varphi^2)'' = \operatorname E[(z^2-1)\tilde\varphi^2]/\tau^2`, so
     the activation need not be differentiable everywhere.

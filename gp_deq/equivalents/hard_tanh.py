@@ -46,7 +46,7 @@ class HardTanh(Hermite):
 
     def _integrate(self, root: Tensor) -> tuple[Tensor, Tensor]:
         wide = root.double()
-        safe = wide.masked_fill(wide == 0, 1.0)
+        safe = wide.masked_fill(wide == 0, 1.0)  # replaced below, without NaN in the gradient
         t = self.c / safe
         # p(t) h_k(t) by the recurrence of the normalised Hermite polynomials
         density = (-t.square() / 2).exp() / math.sqrt(2 * math.pi)

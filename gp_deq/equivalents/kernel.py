@@ -23,8 +23,8 @@ from .operator import EquivalentLinearOperator
 
 __all__ = ["HighDimensionalDEQKernel", "equivalent_kernel"]
 
-# The thresholds of the warnings are round numbers, chosen where errors are 0.5 to 5 % of the largest
-# eigenvalue, as measured on 200 normal inputs with weight variance 0.2.
+# The thresholds of the warnings are round numbers, chosen where errors are 0.5 to 5 % of the
+# largest eigenvalue, as measured on 200 normal inputs with weight variance 0.2.
 #: Largest standard deviation of the squared norms, relative to their mean. At 1.2 the error was
 #: 0.5 %, but that of a matched network, which has the mean norm in its activations, 5 % (tanh).
 _WIDE_SPREAD = 1.0
@@ -130,7 +130,8 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         """
         if inputs.dim() != 2 or not inputs.numel():
             raise ValueError(f"The reference inputs must be n x d, got {tuple(inputs.shape)}.")
-        inputs = to_floating(inputs, self.mean_square.dtype)
+        # like mean_square in double precision, whatever the dtype of the parameters is now
+        inputs = inputs if inputs.is_floating_point() else inputs.double()
         if self.active_dims is not None:
             inputs = inputs.index_select(-1, self.active_dims)
         self._check_inputs(inputs, inputs, False)
@@ -194,7 +195,7 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
         """
         if last_dim_is_batch:
             raise RuntimeError("HighDimensionalDEQKernel does not support last_dim_is_batch.")
-        x1, x2 = (to_floating(x, self.dtype) for x in (x1, x2))
+        x1, x2 = (self._floating(x) for x in (x1, x2))
         self._check_inputs(x1, x2, diag)
         batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2], self.batch_shape)
         rows = self._side(x1, batch)
@@ -282,11 +283,6 @@ class HighDimensionalDEQKernel(EquilibriumKernel):
                 NumericalWarning,
                 stacklevel=4,
             )
-
-
-def to_floating(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inputs in floating point: integers and booleans in the given dtype, others as they are."""
-    return x if x.is_floating_point() else x.to(dtype)
 
 
 def _keys(x: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ class EquivalentLinearOperator(LinearOperator):
         linear = rows.root @ (columns.root.mT @ rhs)
         square = rows.weight * squared_gram_matmul(rows.z, columns.z, columns.weight * rhs)
         weighted = columns.nugget * rhs
+        # the nuggets of rows and of columns in one sorting of the keys
         both = torch.cat([rhs.expand_as(weighted), weighted], -1)
         equals, weighted = _sum_of_equals(rows.key, columns.key, both).tensor_split(2, -1)
         value = linear + square + (rows.nugget * equals + weighted) / 2
@@ -131,7 +132,7 @@ class EquivalentLinearOperator(LinearOperator):
         if not bool((factor > 0).all()):
             return super()._mul_constant(other)
         factor = factor.expand(self.batch_shape)[..., None, None]
-        half = factor.sqrt()
+        half = factor.sqrt()  # the factors of rows and columns are multiplied with each other
         rows, columns = (
             side._replace(
                 root=half * side.root, weight=half * side.weight, nugget=factor * side.nugget
@@ -150,8 +151,11 @@ class EquivalentLinearOperator(LinearOperator):
         """The operator with a diagonal added.
 
         Args:
-            diag: ``... x n``, ``... x 1``, or a scalar, with no more batch dimensions than the
-                operator.
+            diag: Diagonal, ``... x n``, ``... x 1``, or a scalar, with no more batch dimensions
+                than the operator.
+
+        Returns:
+            An operator of the same structure.
 
         Raises:
             RuntimeError: the operator is not square.

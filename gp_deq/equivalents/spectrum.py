@@ -17,7 +17,6 @@ from .explicit import ExplicitNetwork, match_explicit
 from .kernel import (
     HighDimensionalDEQKernel,
     equivalent_kernel,
-    to_floating,
     with_hyperparameters,
 )
 
@@ -120,7 +119,7 @@ def spectrum(kernel: DEQNNGPKernel | DEQNTKKernel, X: Tensor) -> Spectrum:
         TypeError: the kernel is of another class.
         ValueError: the kernel is a tangent kernel of other weights, or a batch of kernels.
     """
-    X = to_floating(X, kernel.dtype)
+    X = X if X.is_floating_point() else X.to(kernel.dtype)
     equivalent = equivalent_kernel(kernel, X)
     network, reason = None, "Networks are matched to covariances, not to tangent kernels."
     if isinstance(kernel, DEQNNGPKernel):
