@@ -14,8 +14,8 @@ from gp_deq.datasets import Split
 try:
     from botorch.optim.fit import fit_gpytorch_mll_scipy
 
-    from gp_deq.benchmarks.bo import FAILURES
-    from gp_deq.benchmarks.demo import make_model
+    from gp_deq.benchmarks.surrogates import FAILURES
+    from gp_deq.tables import make_model
 except ImportError as error:
     raise ImportError('the benchmark fits with BoTorch: pip install "gp_deq[bo]"') from error
 
