@@ -1,33 +1,88 @@
-"""Seconds of a fit and of a step with each surrogate: ``python -m gp_deq.benchmarks.bo_speed``.
+"""Seconds of a fit and of a step of Bayesian optimisation with each surrogate.
 
 The surrogates take turns, so what slows the machine for a while slows all; ratios are those of
 medians. A fit learns the hyperparameters from a random tanh network of 20 inputs; a step fits the
 function of Levy of 10 inputs and maximises LogEI with the budget of ``gp-deq benchmark bo``.
 """
 
-import argparse
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from gp_deq.benchmarks.bo import (
-    SURROGATES,
-    BOConfig,
-    Surrogate,
-    fit_surrogate,
-    maximize_acquisition,
-)
+from gp_deq.benchmarks.bo import BOConfig, maximize_acquisition
+from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.problems import Problem, make_problem
-from gp_deq.benchmarks.speed import conditions, interleaved_times
-
-__all__ = ["DEFAULT", "main", "measure"]
+from gp_deq.benchmarks.runs import Key, Row
+from gp_deq.benchmarks.surrogates import SURROGATES, Surrogate, fit_surrogate
+from gp_deq.benchmarks.timing import conditions, interleaved_times
 
 #: The surrogate to which the others are compared.
 DEFAULT = "BoTorch default"
 _SURROGATES = ("DEQ-NNGP", "DEQ-NNGP erf", "DEKer", DEFAULT)
+
+
+@dataclass(frozen=True)
+class Sizes(Configuration):
+    """How much is measured.
+
+    Args:
+        surrogates: Names of surrogates, the default of BoTorch among them.
+        rounds: How often each surrogate is timed, after a round that is not.
+        fit_size: Observations of 20 inputs for the fit.
+        step_size: Observations of 10 inputs for the step.
+    """
+
+    surrogates: tuple[str, ...] = option(_SURROGATES, "Surrogate.")
+    rounds: int = option(5, "How often each is timed.")
+    fit_size: int = option(200, "Observations for the fit.")
+    step_size: int = option(50, "Observations for the step.")
+
+    def __post_init__(self) -> None:
+        for name in self.surrogates:
+            if SURROGATES.get(name) is None:
+                raise ValueError(f"{name!r} is not a surrogate that is fitted.")
+        if DEFAULT not in self.surrogates:
+            raise ValueError(f"{DEFAULT} has to be among the surrogates.")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Observations of each measurement."""
+        return {"fit": self.fit_size, "step": self.step_size}
+
+    @property
+    def keys(self) -> list[Key]:
+        """What is measured with which surrogate from how many observations."""
+        return [(what, name, n) for what, n in self.sizes.items() for name in self.surrogates]
+
+
+@dataclass(frozen=True)
+class Time(Row):
+    """A measurement; a row of the CSV file.
+
+    Args:
+        what: "fit" or "step".
+        surrogate: Its name.
+        n: Number of observations.
+        num_dims: Number of inputs.
+        seconds: Median of the times.
+        ratio: To BoTorch's default.
+    """
+
+    what: str
+    surrogate: str
+    n: int
+    num_dims: int
+    seconds: float
+    ratio: float
+
+    keys = ("what", "surrogate", "n")
 
 
 def _make(name: str) -> Surrogate:
@@ -36,7 +91,7 @@ def _make(name: str) -> Surrogate:
     return make
 
 
-def _fit(name: str, x: Tensor, y: Tensor) -> None:
+def _fit(name: str, problem: Problem, x: Tensor, y: Tensor) -> None:
     torch.manual_seed(0)
     fit_surrogate(_make(name), x, y)
 
@@ -54,54 +109,35 @@ def _data(name: str, num_observations: int) -> tuple[Problem, Tensor, Tensor]:
     return problem, x, problem.evaluate(x)
 
 
-def measure(
-    rounds: int = 5, fit_size: int = 200, step_size: int = 50
-) -> Mapping[str, Mapping[str, float]]:
-    """Time the fits and the steps.
-
-    Args:
-        rounds: How often each is timed, after a round that is not.
-        fit_size: Observations of 20 inputs for the fit.
-        step_size: Observations of 10 inputs for the step.
-
-    Returns:
-        For each measurement the median seconds by surrogate.
-    """
-    _, x, y = _data("tanh network 20", fit_size)
-    problem, x10, y10 = _data("Levy 10", step_size)
-    sections = {
-        f"fit, n = {fit_size}, d = 20": {name: partial(_fit, name, x, y) for name in _SURROGATES},
-        f"step, n = {step_size}, d = 10": {
-            name: partial(_step, name, problem, x10, y10) for name in _SURROGATES
-        },
-    }
-    return {
-        title: {name: median(times) for name, times in interleaved_times(steps, rounds).items()}
-        for title, steps in sections.items()
-    }
+def _run(config: Sizes, keys: Iterator[Key], tell: Callable[[str], None]) -> Iterator[Time]:
+    missing = {what for what, *_ in keys}
+    functions = {"fit": ("tanh network 20", _fit), "step": ("Levy 10", _step)}
+    for what in config.sizes:
+        if what not in missing:
+            continue
+        name, function = functions[what]
+        n = config.sizes[what]
+        problem, x, y = _data(name, n)
+        steps = {name: partial(function, name, problem, x, y) for name in config.surrogates}
+        found = interleaved_times(steps, config.rounds, on_step=tell)
+        medians = {name: median(times) for name, times in found.items()}
+        for name, seconds in medians.items():
+            yield Time(what, name, n, problem.num_dims, seconds, seconds / medians[DEFAULT])
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the medians and their ratios to BoTorch's default.
+def _tables(config: Sizes, times: Sequence[Time]) -> Iterator[Table | str]:
+    yield conditions()
+    for what in dict.fromkeys(time.what for time in times):
+        group = [time for time in times if time.what == what]
+        title = f"{what}, n = {group[0].n}, d = {group[0].num_dims}"
+        rows = [[time.surrogate, f"{time.seconds:.3f}", f"{time.ratio:.2f}"] for time in group]
+        yield Table(title, ["surrogate", "seconds", "ratio"], rows, what)
 
-    Args:
-        arguments: Command-line arguments; those of the process if None.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m gp_deq.benchmarks.bo_speed",
-        description="Seconds of a fit and of a step of Bayesian optimisation.",
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
-    parser.add_argument("--fit-size", type=int, default=200, help="observations for the fit")
-    parser.add_argument("--step-size", type=int, default=50, help="observations for the step")
-    options = parser.parse_args(arguments)
-    print(conditions())
-    results = measure(options.rounds, options.fit_size, options.step_size)
-    for title, seconds in results.items():
-        print(title)
-        for name, value in seconds.items():
-            print(f"  {name:16s} {value:8.3f} s   {value / seconds[DEFAULT]:6.2f}")
+
+EXPERIMENT = Experiment(
+    name="bo-speed", configuration=Sizes, row=Time, run=_run, tables=_tables, timing=True
+)
 
 
 if __name__ == "__main__":
-    main()
+    command(EXPERIMENT, __doc__)()

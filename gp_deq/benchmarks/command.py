@@ -49,9 +49,12 @@ def find() -> dict[str, str]:
             if isinstance(target, ast.Name)
         }
         if "EXPERIMENT" in names:
-            summary = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
-            found[path.stem.replace("_", "-")] = summary
+            found[path.stem.replace("_", "-")] = _first_paragraph(ast.get_docstring(tree))
     return found
+
+
+def _first_paragraph(docstring: str | None) -> str:
+    return (docstring or "").split("\n\n")[0].replace("\n", " ").strip()
 
 
 def load(name: str) -> Experiment:
@@ -67,12 +70,12 @@ def load(name: str) -> Experiment:
     return module.EXPERIMENT
 
 
-def command(experiment: Experiment, summary: str) -> typer.Typer:
+def command(experiment: Experiment, docstring: str | None) -> typer.Typer:
     """The command of an experiment; calling it runs it.
 
     Args:
         experiment: The experiment.
-        summary: What its help says.
+        docstring: Text whose first paragraph is the help.
 
     Returns:
         A typer application of one command.
@@ -89,7 +92,7 @@ def command(experiment: Experiment, summary: str) -> typer.Typer:
     signature = inspect.Signature(parameters, return_annotation=None)
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(help=summary)(run)
+    app.command(help=_first_paragraph(docstring))(run)
     return app
 
 
@@ -138,19 +141,23 @@ def _parameters(experiment: Experiment) -> Iterator[inspect.Parameter]:
 def _option(item: Field, kind: Any) -> tuple[Any, str]:
     """Type and help of the option of a field; no value means the default of the configuration."""
     several = bool(get_args(kind))
-    element = get_args(kind)[0] if several else kind
-    choices, shown = item.metadata["choices"], item.metadata["shown"]
-    if choices:
-        element = StrEnum("Choice", {f"CHOICE_{i}": name for i, name in enumerate(choices)})
+    kind = get_args(kind)[0] if several else kind
+    if item.metadata["choices"]:
+        kind = _choice(item.metadata["choices"])
+    shown = item.metadata["shown"]
     if shown is None:
-        shown = ", ".join(map(str, item.default)) if several else str(item.default)
-        if element is bool:
-            shown = item.metadata["name"] or item.name if item.default else "no"
+        default: Any = item.default
+        shown = ", ".join(map(str, default)) if several else default
     repeat = " May be repeated." if several else ""
     # typer's help takes brackets for markup
-    return (list[element] if several else element) | None, (
-        f"{item.metadata['help']}{repeat}  \\[default: {shown}]"
-    )
+    help = f"{item.metadata['help']}{repeat}  \\[default: {shown}]"
+    return (list[kind] if several else kind) | None, help
+
+
+def _choice(names: Sequence[str]) -> Any:
+    """An enumeration, of which typer makes an option of few values."""
+    members: Any = {f"CHOICE_{i}": name for i, name in enumerate(names)}
+    return StrEnum("Choice", members)
 
 
 def _run(experiment: Experiment, options: dict[str, Any]) -> None:
@@ -313,8 +320,8 @@ def print_tables(console: Console, found: Iterable[Table | str]) -> None:
         for chosen in _columns_that_fit(item, console.width):
             table = RichTable(title=escape(item.title))
             for i in chosen:
-                justify = "left" if i == 0 else "right"
-                table.add_column(escape(item.columns[i]), justify=justify, no_wrap=True)
+                name = escape(item.columns[i])
+                table.add_column(name, justify="right" if i else "left", no_wrap=True)
             for row in item.rows:
                 table.add_row(*(text(row[i]) for i in chosen))
             console.print(table)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -136,7 +136,7 @@ def draw_depth(axes: Axes, rows: Sequence[Correlation]) -> None:
     lines = _lines(rows)
     colors = palette(str(w) for w in sorted({w for _, w in lines}))
     depths = sorted({row.depth for row in rows if row.depth})
-    looks = {
+    looks: dict[str, tuple[str, dict[str, Any]]] = {
         "equilibrium": ("equilibrium", {"linewidth": 5, "alpha": 0.25}),
         "injected": ("finite depth, input injected", {"marker": "o", "linestyle": "-"}),
         "feed-forward": ("feed-forward", {"marker": "s", "linestyle": "--"}),

@@ -103,7 +103,8 @@ class RunFile(Generic[R]):
             lines = list(file)
         columns = self.kind.columns()
         rows = list(csv.reader(line for line in lines if line.endswith("\n")))
-        if rows[:1] != [columns] if rows else not ",".join(columns).startswith("".join(lines)):
+        header = ",".join(columns) + "\r"  # which may have been written in part
+        if rows[:1] != [columns] if rows else not header.startswith("".join(lines)):
             raise ValueError(f"{self.path} is not a file of this benchmark; give another.")
         try:
             return [self.kind.from_row(row) for row in rows[1:]]
