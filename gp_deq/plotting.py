@@ -1,4 +1,4 @@
-"""What several figures have in common, and the figures that several things use.
+"""Parts that several figures have in common, and the figures that several things use.
 
 Every function takes plain data, draws with `matplotlib.figure.Figure` and leaves pyplot alone, so
 nothing here needs a display or changes the caller's figures.

@@ -28,7 +28,7 @@ from joblib import delayed
 from torch import Tensor
 
 from gp_deq.bayesopt.covar_modules import KERNELS, Priors, build
-from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.problems import TRAINING, Problem, known_problem, make_problem
 from gp_deq.benchmarks.runs import Key, Row, spread
@@ -73,7 +73,7 @@ def _candidates() -> dict[str, tuple[str, Priors] | None]:
     return result
 
 
-#: What is compared, by name; None for BoTorch's kernels with its own priors.
+#: The models by name; None for BoTorch's kernels with its own priors.
 CANDIDATES: Mapping[str, tuple[str, Priors] | None] = _candidates()
 
 
@@ -127,7 +127,7 @@ class _Counted(ExactMarginalLogLikelihood):
 
 @dataclass(frozen=True)
 class Comparison(Configuration):
-    """What is compared.
+    """The models and the data.
 
     Args:
         models: Names in `CANDIDATES`.
@@ -178,15 +178,15 @@ class Fit(Row):
     """A model fitted to a data set; a row of the CSV file.
 
     Args:
-        model: Of `CANDIDATES`.
+        model: One of `CANDIDATES`.
         problem: Its name.
         n: Number of observations.
-        seed: Of the data.
+        seed: Seed of the data.
         nlpd: Mean negative log predictive density of the held-out points, in nats.
         r2: Share of their variance that is explained.
         noise: Variance of the noise, learned.
-        seconds: Of the fit.
-        evaluations: Of the likelihood.
+        seconds: Seconds of the fit.
+        evaluations: Evaluations of the likelihood.
         failed: 1 if the fit failed numerically.
     """
 
@@ -274,4 +274,4 @@ EXPERIMENT = Experiment(
 
 
 if __name__ == "__main__":
-    command(EXPERIMENT, __doc__)()
+    script(__file__)

@@ -15,7 +15,7 @@ from joblib import delayed
 from torch import Tensor
 
 from gp_deq.benchmarks.bo import BOConfig, optimize
-from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.problems import TRAINING, make_problem
 from gp_deq.benchmarks.runs import Key, Row, spread
@@ -23,7 +23,7 @@ from gp_deq.benchmarks.runs import Key, Row, spread
 
 @dataclass(frozen=True)
 class Optimization(Configuration):
-    """What optimises what.
+    """The models and the problems that they optimise.
 
     Args:
         models: Names in `CANDIDATES`.
@@ -110,4 +110,4 @@ EXPERIMENT = Experiment(
 
 
 if __name__ == "__main__":
-    command(EXPERIMENT, __doc__)()
+    script(__file__)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gp_deq.benchmarks.bo import BOConfig, maximize_acquisition
-from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.problems import Problem, make_problem
 from gp_deq.benchmarks.runs import Key, Row
@@ -58,7 +58,7 @@ class Sizes(Configuration):
 
     @property
     def keys(self) -> list[Key]:
-        """What is measured with which surrogate from how many observations."""
+        """Measurement, surrogate and number of observations of every row."""
         return [(what, name, n) for what, n in self.sizes.items() for name in self.surrogates]
 
 
@@ -140,4 +140,4 @@ EXPERIMENT = Experiment(
 
 
 if __name__ == "__main__":
-    command(EXPERIMENT, __doc__)()
+    script(__file__)

@@ -120,7 +120,7 @@ def coincident_figure(
     """Correlation of two inputs against their angle: at the fixed point, and after updates.
 
     Args:
-        angles: Of the inputs, positive and increasing.
+        angles: Angles of the inputs, positive and increasing.
         fixed: For each regularization, the correlations at the fixed point.
         limits: For each regularization, the limit of these correlations.
         updated: For each number of updates, the correlations.

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from gp_deq.activations import Activation
-from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.runs import Key, Row, spread
 from gp_deq.equivalents import Centered, ExplicitKernel, centered_kernel, match_explicit
@@ -147,7 +147,7 @@ def equilibrium(
     Args:
         activation: Activation of the layer.
         recurrent: Weights of the state, ``m x m``.
-        injected: What the input adds, ``n x m``.
+        injected: The part that the input adds, ``n x m``.
 
     Raises:
         RuntimeError: the iteration did not converge.
@@ -192,7 +192,7 @@ def _network(name: str, kernel: DEQNNGPKernel, X: Tensor, width: int) -> Callabl
 
 
 def _limit(name: str, kernel: DEQNNGPKernel, X: Tensor) -> Kernel:
-    """What the inner products of a network's features tend to."""
+    """The kernel to which the inner products of a network's features tend."""
     if name == "equilibrium":
         return centered_kernel(kernel, X)
     if name == "matched":
@@ -399,4 +399,4 @@ EXPERIMENT = Experiment(
 
 
 if __name__ == "__main__":
-    command(EXPERIMENT, __doc__)()
+    script(__file__)

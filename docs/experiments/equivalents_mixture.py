@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import equivalents_spectra as spectra
 from matplotlib.figure import Figure
 
-from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.runs import Key
 
 
 @dataclass(frozen=True)
 class Mixtures(Configuration):
-    """What is compared.
+    """The dimensions and the activations.
 
     Args:
         activations: Names of the activations.
@@ -67,4 +67,4 @@ EXPERIMENT = Experiment(
 
 
 if __name__ == "__main__":
-    command(EXPERIMENT, __doc__)()
+    script(__file__)

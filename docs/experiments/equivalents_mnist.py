@@ -13,14 +13,14 @@ import equivalents_spectra as spectra
 from matplotlib.figure import Figure
 from mnist import SCALINGS, load_mnist
 
-from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.runs import Key
 
 
 @dataclass(frozen=True)
 class Digits(Configuration):
-    """What is compared.
+    """The images and the activations.
 
     Args:
         scalings: Names in `SCALINGS`.
@@ -74,4 +74,4 @@ EXPERIMENT = Experiment(
 
 
 if __name__ == "__main__":
-    command(EXPERIMENT, __doc__)()
+    script(__file__)

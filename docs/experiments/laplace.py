@@ -36,7 +36,7 @@ from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 from torch.distributions import Distribution
 
-from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.contestants import length_unit
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.runs import Key, Row, spread
@@ -180,7 +180,7 @@ def _long(kernel: Kernel, num_dims: int) -> Kernel:
     return kernel
 
 
-#: What is compared, by name.
+#: The models by name.
 MODELS: Mapping[str, Model] = {
     **{f"Laplace, {name}": partial(_laplace, make) for name, make in _KERNELS.items()},
     **{
@@ -267,7 +267,7 @@ def summarize(scores: Sequence[Score]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Comparison(Configuration):
-    """What is compared.
+    """The models and the data.
 
     Args:
         datasets: Names in `DATASETS`.
@@ -318,4 +318,4 @@ EXPERIMENT = Experiment(
 
 
 if __name__ == "__main__":
-    command(EXPERIMENT, __doc__)()
+    script(__file__)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.contestants import KERNELS, start_kernel
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.runs import Key, Row
@@ -25,7 +25,7 @@ _STEPS = 6
 
 @dataclass(frozen=True)
 class Sizes(Configuration):
-    """What is measured.
+    """The data and the mini-batches.
 
     Args:
         dataset: Name for :func:`gp_deq.datasets.load`; at least six mini-batches.
@@ -109,4 +109,4 @@ EXPERIMENT = Experiment(
 
 
 if __name__ == "__main__":
-    command(EXPERIMENT, __doc__)()
+    script(__file__)

@@ -56,7 +56,7 @@ REGRET_FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class BOConfig(Configuration):
-    """What is optimised, by what and how long.
+    """The problems, the surrogates and their budget.
 
     Args:
         problems: Names in `gp_deq.benchmarks.problems`.
@@ -174,7 +174,7 @@ class Run(Row):
 
     @property
     def label(self) -> str:
-        """What a progress bar shows."""
+        """A description for the progress bar."""
         return f"{self.problem}, {self.surrogate}"
 
     @property
@@ -258,7 +258,7 @@ def _alone(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class History:
-    """What an optimisation evaluated.
+    """The points that an optimisation evaluated.
 
     Args:
         x: Points of the unit cube, the initial ones first.

@@ -109,7 +109,7 @@ def rank_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def tables(runs: Sequence[Run], surrogates: Iterable[str]) -> Iterator[Table | str]:
-    """What the command prints.
+    """The tables and notes that the command prints.
 
     Args:
         runs: Finished runs.
@@ -198,7 +198,7 @@ class Panel(NamedTuple):
 
     Args:
         title: Above it.
-        label: Of its ordinates.
+        label: Label of its ordinates.
         bands: Its lines.
         log: Whether the ordinates are on a log axis.
     """
@@ -224,8 +224,8 @@ def panels_figure(panels: Sequence[Panel], abscissa: str, title: str = "") -> Fi
 
     Args:
         panels: At least one.
-        abscissa: What the abscissae of all are.
-        title: Of the whole figure.
+        abscissa: Label of the abscissae.
+        title: Title of the whole figure.
 
     Returns:
         The figure.

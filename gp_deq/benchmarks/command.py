@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gp_deq.benchmarks.experiment import Experiment, Table
 
 __all__ = ["check_writable", "command", "find", "load", "naming_the_extra", "print_tables"]
-__all__ += ["progress", "write_tables"]
+__all__ += ["progress", "script", "write_tables"]
 
 
 class _Backend(StrEnum):
@@ -211,10 +211,22 @@ def _run(experiment: Experiment, options: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What the configuration takes for what typer gives: tuples without repetition, and text."""
+    """The value of an option as the configuration takes it: tuples without repetition, and text."""
     if isinstance(value, list):
         return tuple(dict.fromkeys(map(_plain, value)))
     return value.value if isinstance(value, StrEnum) else value
+
+
+def script(path: str) -> None:
+    """Run the experiment of a script in ``docs/experiments``.
+
+    The script is imported by its name, by which other processes find what is defined there.
+
+    Args:
+        path: The script's file.
+    """
+    module = importlib.import_module(Path(path).stem)
+    command(module.EXPERIMENT, module.__doc__)()
 
 
 @contextmanager
@@ -320,28 +332,31 @@ def print_tables(console: Console, found: Iterable[Table | str]) -> None:
         for chosen in _columns_that_fit(item, console.width):
             table = RichTable(title=escape(item.title))
             for i in chosen:
-                name = escape(item.columns[i])
-                table.add_column(name, justify="right" if i else "left", no_wrap=True)
+                justify: Any = "left" if i < item.num_labels else "right"
+                table.add_column(escape(item.columns[i]), justify=justify, no_wrap=True)
             for row in item.rows:
                 table.add_row(*(text(row[i]) for i in chosen))
             console.print(table)
 
 
 def _columns_that_fit(table: Table, width: int) -> Iterator[Sequence[int]]:
-    """Groups of columns, the first column in all of them."""
+    """Groups of columns, the names of the rows in all of them."""
     # each column has two spaces and a line besides its longest cell
     sizes = [
         3 + max(len(cell.replace("**", "")) for cell in (name, *(row[i] for row in table.rows)))
         for i, name in enumerate(table.columns)
     ]
-    chosen, used = [0], 1 + sizes[0]
-    for i, size in enumerate(sizes[1:], 1):
-        if len(chosen) > 1 and used + size > width:
-            yield chosen
-            chosen, used = [0], 1 + sizes[0]
+    labels = list(range(table.num_labels))
+    room = width - 1 - sum(sizes[: table.num_labels])
+    chosen: list[int] = []
+    used = 0
+    for i, size in enumerate(sizes[table.num_labels :], table.num_labels):
+        if chosen and used + size > room:
+            yield labels + chosen
+            chosen, used = [], 0
         chosen.append(i)
         used += size
-    yield chosen
+    yield labels + chosen
 
 
 def write_tables(folder: Path, found: Iterable[Table | str]) -> None:

@@ -132,7 +132,7 @@ def _naive(network: DeclarativeNetwork, num_points: int) -> None:
     network.assign(zero, eye, zero, eye)
 
 
-#: What the starts do to a network of PyTorch's initialisation, by name.
+#: Changes that the starts make to a network of PyTorch's initialisation, by name.
 STARTS: Mapping[str, Callable[[DeclarativeNetwork, int], None]] = {
     "informed": _informed,
     "naive": _naive,
@@ -165,7 +165,7 @@ class Training(Row):
 
     @property
     def label(self) -> str:
-        """What a progress bar shows."""
+        """A description for the progress bar."""
         return f"{self.start}, seed {self.seed}"
 
 

@@ -70,7 +70,7 @@ _WIDTHS = (5, 10, 15, 20, 30, 45, 65, 100, 150, 200, 300, 400, 500)
 
 @dataclass(frozen=True)
 class ConvergenceConfig(Configuration):
-    """What is simulated.
+    """The networks that are simulated.
 
     Args:
         widths: The numbers ``d`` of observed coordinates.
@@ -145,7 +145,7 @@ class Draw(Row):
 
     @property
     def label(self) -> str:
-        """What a progress bar shows."""
+        """A description for the progress bar."""
         return f"d = {self.width}, step size {self.step_size:g}"
 
 
@@ -322,7 +322,7 @@ def summarize(draws: Sequence[Draw]) -> list[Summary]:
 
 
 class References(NamedTuple):
-    """What kernels that know nothing of the updates attain against the limiting matrix.
+    """Scores of kernels that know nothing of the updates against the limiting matrix.
 
     Args:
         control: Alignment of the RBF control, to which that of the draws with it tends.
@@ -355,7 +355,7 @@ def references(step_size: float = 1.0) -> References:
 
 
 def tables(config: ConvergenceConfig, draws: Sequence[Draw]) -> Iterator[Table | str]:
-    """What the command prints.
+    """The tables and notes that the command prints.
 
     Args:
         config: The configuration.
@@ -476,7 +476,7 @@ def convergence_figure(
         errors: Relative error of the Gram matrix, for the same settings.
         alignment_levels: Alignments to compare with, a horizontal line for each label.
         error_levels: Relative errors to compare with, likewise.
-        title: Of the whole figure.
+        title: Title of the whole figure.
 
     Returns:
         The figure.

@@ -185,7 +185,7 @@ def run_demo(
 
 
 def tables(result: DemoResult) -> Iterator[Table | str]:
-    """What the command prints.
+    """The tables and notes that the command prints.
 
     Args:
         result: The result of `run_demo`.

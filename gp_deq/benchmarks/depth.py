@@ -129,7 +129,7 @@ def draw_depth(axes: Axes, rows: Sequence[Correlation]) -> None:
 
     Args:
         axes: Drawn into.
-        rows: Of finite networks and of equilibria.
+        rows: Correlations of finite networks and of equilibria.
     """
     from gp_deq.plotting import palette, plain_log_axis, style
 
@@ -166,7 +166,7 @@ def draw(rows: Sequence[Correlation]) -> Figure:
     """The figure: correlation of two inputs against depth.
 
     Args:
-        rows: Of finite networks and of equilibria.
+        rows: Correlations of finite networks and of equilibria.
 
     Returns:
         The figure.

@@ -1,4 +1,4 @@
-"""What an experiment is: a configuration, rows, and the tables and the figure made from them.
+"""An experiment: a configuration, rows, and the tables and the figure made from them.
 
 A module of this package that has an ``EXPERIMENT`` is the command ``gp-deq benchmark NAME``; the
 fields of its configuration are the options. :meth:`Experiment.collect` runs any of them.
@@ -33,7 +33,7 @@ def option(
 
     Args:
         default: The value where none is given.
-        help: What the command's help says of it.
+        help: Its description in the command's help.
         name: The option's name without its dashes; default: the name of the field.
         choices: The values allowed, if they are few.
         shown: How the help writes the default; default: the value.
@@ -47,7 +47,7 @@ def option(
 
 @dataclass(frozen=True)
 class Configuration:
-    """What an experiment is to do; subclasses are dataclasses whose fields are made by `option`.
+    """The settings of an experiment; subclasses are dataclasses whose fields are made by `option`.
 
     They raise a ValueError where a value is impossible.
     """
@@ -80,15 +80,17 @@ class Table:
 
     Args:
         title: Above it.
-        columns: Names of the columns; the first column names the rows.
+        columns: Names of the columns.
         rows: Their cells; ``**bold**`` is as in Markdown.
         name: Name of its files, without the suffix; default: the title's first word.
+        num_labels: Number of columns on the left that name the rows.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     name: str = ""
+    num_labels: int = 1
 
     @classmethod
     def of(
@@ -125,7 +127,7 @@ class Table:
             )
         ]
         names = ["" if label is None else str(label) for label in frame.index.names]
-        return cls(title, [*names, *map(str, frame.columns)], rows, name)
+        return cls(title, [*names, *map(str, frame.columns)], rows, name, len(names))
 
 
 def plus_minus(mean: float, error: float, form: str, error_form: str | None = None) -> str:
@@ -149,7 +151,7 @@ class Experiment(Generic[C, R]):
     """An experiment.
 
     Args:
-        name: Of its command and of its files.
+        name: Name of its command and of its files.
         configuration: The class of configurations.
         row: The class of rows.
         run: Yields the rows of those keys that are missing, as they are made. The keys are an
@@ -157,7 +159,7 @@ class Experiment(Generic[C, R]):
             being done, for experiments whose rows take long.
         tables: Makes tables, and notes below or between them, from a configuration and its rows.
         figure: Draws the rows; None if there is nothing to draw.
-        prepare: Called before all else, such as to load data; raises a ValueError or a
+        prepare: Called before any row is made, such as to load data; raises a ValueError or a
             FileNotFoundError where the user has to do something about it.
         timing: Whether the rows are times that have to be taken side by side: then they are made in
             this process, and an earlier file is only continued on demand. Other rows do not
@@ -188,7 +190,7 @@ class Experiment(Generic[C, R]):
         of jobs with :func:`joblib.parallel_config`.
 
         Args:
-            config: What to run.
+            config: The settings.
             path: A CSV file that receives each row as soon as it is made; none if None.
             minutes: No row is started later than this; those in progress are finished.
             on_row: Called with a description after each row, those from the file included.

@@ -28,7 +28,7 @@ def fit_by_likelihood(makers: Sequence[Maker], split: Split, starts: int) -> Pre
     """An exact GP, its hyperparameters learned by marginal likelihood.
 
     Args:
-        makers: Of kernels to choose from.
+        makers: Makers of the kernels to choose from.
         split: The data.
         starts: Number of starts of each kernel, the first of them from its defaults.
 

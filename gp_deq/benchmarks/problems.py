@@ -27,7 +27,7 @@ class Problem:
         num_dims: Number of inputs.
         evaluate: Maps ``n x d`` in the unit cube to ``n x m``; larger is better. In float64.
         best: The largest value; None if it is not known, or with several outputs.
-        reference_point: Of the hypervolume, with several outputs.
+        reference_point: The reference point of the hypervolume, with several outputs.
     """
 
     name: str

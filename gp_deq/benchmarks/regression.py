@@ -53,7 +53,7 @@ __all__ += ["run_regression"]
 
 #: The data sets of the paper.
 DATASETS = ("diabetes", "yacht", "energy-heating", "energy-cooling", "concrete", "wine")
-#: Those of more than 10,000 rows.
+#: Data sets of more than 10,000 rows.
 LARGE = ("elevators", "bike", "protein")
 _TEST_FRACTION = 0.2
 
@@ -132,13 +132,13 @@ class Result(Row):
 
     @property
     def label(self) -> str:
-        """What a progress bar shows."""
+        """A description for the progress bar."""
         return f"{self.dataset}, {self.kernel}"
 
 
 @dataclass(frozen=True)
 class RegressionConfig(Configuration):
-    """What is compared; the defaults are those of marginal likelihood.
+    """Kernels, data and budget; the defaults are those of marginal likelihood.
 
     Args:
         protocol: One of `PROTOCOLS`.

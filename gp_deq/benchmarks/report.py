@@ -1,4 +1,4 @@
-"""What the regression benchmark shows: tables, tests and the figure of ranks."""
+"""Tables, tests and the figure of the regression benchmark."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def ranks_figure(panels: Sequence[RankPanel], title: str = "") -> Figure:
 
     Args:
         panels: One for each score.
-        title: Of the whole figure.
+        title: Title of the whole figure.
 
     Returns:
         The figure.

@@ -18,7 +18,7 @@ except ImportError as error:
 
 __all__ = ["Key", "Row", "RunFile", "spread"]
 
-#: What tells rows apart.
+#: The values that tell rows apart.
 Key = tuple[Hashable, ...]
 
 
@@ -42,12 +42,12 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What tells rows apart."""
+        """The values that tell rows apart."""
         return tuple(getattr(self, name) for name in self.keys)
 
     @property
     def label(self) -> str:
-        """What a progress bar shows."""
+        """A description for the progress bar."""
         return ", ".join(map(str, self.key))
 
     @property

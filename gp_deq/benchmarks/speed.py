@@ -119,8 +119,6 @@ class SpeedConfig(Configuration):
             batch=(4, 8, 3),
         )
 
-    # What is measured where.
-
     @property
     def main_kernels(self) -> list[KernelSpec]:
         """Kernels of the main comparison."""
@@ -490,7 +488,7 @@ def check_targets(records: Sequence[Record], n: int) -> list[Target]:
 
 
 def tables(config: SpeedConfig, records: Sequence[Record]) -> Iterator[Table | str]:
-    """What the command prints.
+    """The tables and notes that the command prints.
 
     Args:
         config: The sizes.

@@ -95,8 +95,8 @@ def speed_figure(
     Args:
         bars: Ratios to a reference, with their targets.
         lines: For each panel ``(abscissa, ordinate)`` its lines.
-        title: Of the whole figure.
-        bars_label: What the bars measure.
+        title: Title of the whole figure.
+        bars_label: The quantity that the bars show.
 
     Returns:
         The figure.

@@ -31,7 +31,7 @@ __all__ = ["FAILURES", "SURROGATES", "Surrogate", "fit_surrogate"]
 #: Makes the model of one output from inputs in the unit cube, ``n x d``, and values, ``n x 1``.
 Surrogate = Callable[[Tensor, Tensor], SingleTaskGP]
 
-#: What a numerical failure of a fit or of an acquisition function raises.
+#: Exceptions that a numerical failure of a fit or of an acquisition function raises.
 FAILURES = (ArithmeticError, RuntimeError, ValueError, BotorchError, ModelFittingError)
 
 #: Constants of I-BNN in Li, Rudner and Wilson (2024): weight variance, bias variance, depth.

@@ -207,7 +207,8 @@ def fit_by_bound(makers: Sequence[Maker], split: Split, epochs: int) -> Predicti
     """A sparse GP for the regression benchmark, its hyperparameters learned by the evidence bound.
 
     Args:
-        makers: Makers of kernels to choose from, by the mean bound of the last pass over the data.
+        makers: Makers of the kernels to choose from, by the mean bound of the last pass over the
+            data.
         split: The data.
         epochs: Passes over the data for each kernel.
 
