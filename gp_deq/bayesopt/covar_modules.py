@@ -54,7 +54,7 @@ class Priors(NamedTuple):
     outputscale_scale: float = 1.0
 
 
-#: The kernels by name, with the priors that ``python -m gp_deq.benchmarks.bo_priors`` compares.
+#: The kernels by name, with the priors that ``docs/experiments/bo_priors.py`` compares.
 KERNELS: dict[str, tuple[type[NeuralKernel], Priors]] = {
     "deq-nngp": (DEQNNGPKernel, Priors("relu")),
     "deq-ntk": (DEQNTKKernel, Priors("relu")),

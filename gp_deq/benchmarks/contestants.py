@@ -81,7 +81,7 @@ def start_kernel(maker: Maker, split: Split, perturb: bool = False) -> Kernel:
     """A kernel with one lengthscale for each input, as a fit by gradients starts from it.
 
     Args:
-        maker: Of the kernel.
+        maker: Makes the kernel.
         split: The data.
         perturb: Whether to add a standard normal draw to each unconstrained parameter of the
             defaults.

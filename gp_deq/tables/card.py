@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
 import gp_deq
-from gp_deq.benchmarks.demo import Metrics
+from gp_deq.metrics import Metrics
 
 from .fit import TableFit
 

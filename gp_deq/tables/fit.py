@@ -13,12 +13,6 @@ from botorch.fit import fit_gpytorch_mll
 from linear_operator.utils.errors import NanError
 from torch import Tensor
 
-from gp_deq.benchmarks.demo import (
-    COLLAPSED_R2,
-    Metrics,
-    predictive_metrics,
-    scalar_hyperparameters,
-)
 from gp_deq.datasets import (
     Columns,
     Dataset,
@@ -27,7 +21,9 @@ from gp_deq.datasets import (
     split_rows,
     standardized_split,
 )
+from gp_deq.metrics import COLLAPSED_R2, Metrics, predictive_metrics
 
+from .exact_gp import scalar_hyperparameters
 from .kernels import kernel_label, resolve_activation
 from .model import (
     NUMERICAL_ERRORS,

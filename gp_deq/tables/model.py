@@ -14,10 +14,10 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 import gp_deq
-from gp_deq.benchmarks.demo import make_model
 from gp_deq.datasets import Columns, Split, Table, TableError
 from gp_deq.datasets.table import describe_rows
 
+from .exact_gp import make_model
 from .kernels import make_kernel, weak_prior
 
 _FORMAT = "gp_deq table model"

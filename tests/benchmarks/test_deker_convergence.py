@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("joblib")
 pytest.importorskip("matplotlib")
 pytest.importorskip("typer")
 
@@ -22,6 +23,7 @@ from gp_deq.benchmarks.deker_convergence import (
     run_convergence,
     summarize,
 )
+from gp_deq.plotting import Band
 
 HEADER = ",".join(f.name for f in dataclasses.fields(deker_convergence.Draw)) + "\n"
 TINY = ConvergenceConfig(widths=(6, 30), seeds=2, num_steps=5, step_sizes=(1.0, 0.5))
@@ -135,7 +137,7 @@ def test_a_run_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(deker_convergence.FeatureSGD, "draw_gram", counting)
     steps: list[str] = []
-    assert run_convergence(TINY, path, steps.append) == whole
+    assert run_convergence(TINY, path, on_row=steps.append) == whole
     assert len(drawn) == 3 and len(steps) == 8
     assert path.read_text(encoding="utf-8").splitlines(keepends=True) == lines
 
@@ -167,7 +169,7 @@ def _invoke(folder: Path, *arguments: str) -> Result:
     files = ("--output", str(folder / "plot.png"), "--csv", str(folder / "draws.csv"))
     return CliRunner().invoke(
         cli.build_app(),
-        ["benchmark", "deker-convergence", *files, *arguments],
+        ["benchmark", "deker-convergence", "--jobs", "1", *files, *arguments],
         env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
     )
 
@@ -199,3 +201,26 @@ def test_command_refuses_bad_settings(tmp_path: Path) -> None:
     (tmp_path / "draws.csv").write_text("a,b\n", encoding="utf-8")
     result = _invoke(tmp_path)
     assert result.exit_code == 2 and "not a file of this benchmark" in result.output
+
+
+def test_figure() -> None:
+    x = (10, 100)
+    near = Band("a", x, (0.8, 0.9), (0.7, 0.85), (0.9, 0.95))
+    control = Band("a", x, (0.3, 0.4), (0.2, 0.35), (0.4, 0.45))
+    error = Band("a", x, (0.5, 0.1), (0.4, 0.05), (0.6, 0.15))
+    figure = deker_convergence.convergence_figure(
+        [near], [control], [error], {"RBF": 0.45, "linear": 0.9}, {"linear": 0.3}, title="t"
+    )
+    left, right = figure.axes
+    assert list(left.lines[0].get_ydata()) == [0.8, 0.9]
+    assert list(left.lines[1].get_ydata()) == [0.3, 0.4]
+    assert list(right.lines[0].get_ydata()) == [0.5, 0.1]
+    assert len(left.collections) == 2 and len(right.collections) == 1
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["with the DEKer kernel, a", "with RBF (control), a", "RBF", "linear"]
+    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    assert labels == ["a", "linear", "slope −1/2"]
+    assert (left.get_xscale(), right.get_yscale()) == ("log", "log")
+    assert left.get_ylabel() == "centred kernel alignment"
+    nowhere = near._replace(x=(), mean=(), low=(), high=())  # undefined at every width
+    deker_convergence.convergence_figure([nowhere], [nowhere], [error], {}, {})

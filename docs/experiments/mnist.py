@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SCALINGS", "Images", "load_mnist"]
-
 _FILES = ("mnist_10k.npz", "mnist.npz")
 _URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 _COMPONENTS = 256

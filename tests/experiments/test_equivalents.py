@@ -9,12 +9,13 @@ import torch
 pytest.importorskip("joblib")
 pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
-pytest.importorskip("rich")
+pytest.importorskip("typer")
 
-from gp_deq.benchmarks import equivalents_classification as classification
-from gp_deq.benchmarks.equivalents import main
-from gp_deq.benchmarks.equivalents_classification import FEATURES, Settings, classify, digits, run
-from gp_deq.benchmarks.equivalents_spectra import (
+import equivalents_classification as classification
+import equivalents_mixture
+import equivalents_mnist
+from equivalents_classification import FEATURES, Settings, classify, digits, run
+from equivalents_spectra import (
     ERRORS,
     compare,
     deq_kernel,
@@ -22,7 +23,11 @@ from gp_deq.benchmarks.equivalents_spectra import (
     mixture,
     slopes,
 )
-from gp_deq.benchmarks.mnist import SCALINGS, load_mnist
+from mnist import SCALINGS, load_mnist
+from typer.testing import CliRunner
+
+from gp_deq.benchmarks.command import command
+from gp_deq.benchmarks.experiment import Experiment
 from gp_deq.equivalents import centered_kernel, match_explicit
 
 SMALL = Settings(num_train=150, num_test=60)
@@ -158,23 +163,43 @@ def test_digits_are_recognised(features: str, width: int, images: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("experiment", "arguments"),
     [
-        ["mixture", "--sizes", "20", "40", "--seeds", "1"],
-        ["mnist", "--sizes", "30", "--seeds", "1", "--scalings", "standard", "unit"],
-        ["classification", "--widths", "16", "--num-train", "100", "--num-test", "50"],
+        (equivalents_mixture.EXPERIMENT, "--sizes 20 --sizes 40 --seeds 1"),
+        (
+            equivalents_mnist.EXPERIMENT,
+            "--sizes 30 --seeds 1 --scalings standard --scalings unit",
+        ),
+        (classification.EXPERIMENT, "--widths 16 --num-train 100 --num-test 50"),
     ],
+    ids=lambda value: value.name if isinstance(value, Experiment) else "",
 )
 def test_command_resumes(
-    arguments: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    experiment: Experiment, arguments: str, images: Path, tmp_path: Path
 ) -> None:
     csv, output = tmp_path / "a.csv", tmp_path / "a.png"
-    arguments = [*arguments, "--jobs", "1", "--csv", str(csv), "--output", str(output)]
-    main(arguments)
-    assert output.stat().st_size > 5000 and "relu" in capsys.readouterr().out
+    files = ["--jobs", "1", "--csv", str(csv), "--output", str(output)]
+
+    def invoke() -> str:
+        app = command(experiment, experiment.__doc__)
+        result = CliRunner().invoke(app, [*arguments.split(), *files], env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "relu" in invoke() and output.stat().st_size > 5000
     # a number that no run would give shows that what is there is not run again
     header, first, *rest = csv.read_text(encoding="utf-8").splitlines()
     marked = "\n".join([header, first.rpartition(",")[0] + ",0.125", *rest, ""])
     csv.write_text(marked, encoding="utf-8")
-    main(arguments)
+    invoke()
     assert csv.read_text(encoding="utf-8").splitlines() == marked.splitlines()
+
+
+def test_absent_images_end_the_command_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GP_DEQ_DATA", str(tmp_path))
+    arguments = ["--csv", str(tmp_path / "a.csv"), "--output", str(tmp_path / "a.png")]
+    app = command(equivalents_mnist.EXPERIMENT, None)
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
+    assert result.exit_code == 2 and "MNIST is not on this machine" in result.output

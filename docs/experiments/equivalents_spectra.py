@@ -19,40 +19,24 @@ Throughout :math:`b = \sigma_b^2 X X^\top` with :math:`\sigma_b^2 = 1 - w` and :
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
+from joblib import delayed
+from mnist import SCALINGS, load_mnist
 from torch import Tensor
 
-from gp_deq.benchmarks.mnist import SCALINGS, load_mnist
-from gp_deq.benchmarks.runs import Row
+from gp_deq.benchmarks.runs import Key, Row, spread
 from gp_deq.equivalents import centered_kernel, equivalent_kernel, spectrum
 from gp_deq.kernels import DEQNNGPKernel, DEQNTKKernel
 
-try:
-    import pandas as pd
-except ImportError as error:
-    raise ImportError(f'the experiment needs {error.name}: pip install "gp_deq[cli]"') from error
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = [
-    "ERRORS",
-    "Comparison",
-    "compare",
-    "deq_kernel",
-    "draw_errors",
-    "draw_spectra",
-    "inputs",
-    "mixture",
-    "slopes",
-    "summarize",
-]
 
 _WEIGHT_VARIANCE = 0.2
 
@@ -75,9 +59,9 @@ class Comparison(Row):
 
     Args:
         inputs: "mixture", or one of `SCALINGS` for images.
-        activation: Of the equilibrium, centred.
+        activation: Activation of the equilibrium, centred.
         size: Dimension p of the mixture, number n of images.
-        seed: Of the inputs.
+        seed: Seed of the inputs.
         spread: Standard deviation of the inputs' squared norms, over their mean.
         norm: Spectral norm of the exact matrix G.
         equivalent_error: Spectral norm of the equivalent less G.
@@ -120,7 +104,7 @@ def deq_kernel(activation: str, num_dims: int) -> DEQNNGPKernel:
 
     Args:
         activation: Its name.
-        num_dims: Of an input; the kernel divides by it.
+        num_dims: Dimensions of an input; the kernel divides by it.
     """
     return _scaled(DEQNNGPKernel(activation), num_dims)
 
@@ -130,7 +114,7 @@ def mixture(dimension: int, seed: int) -> Tensor:
 
     Args:
         dimension: ``p``, ten or more.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     half = round(0.4 * dimension)
@@ -147,7 +131,7 @@ def inputs(name: str, size: int, seed: int) -> Tensor:
     Args:
         name: "mixture", or one of `SCALINGS` for images; their mean squared norm is one.
         size: Dimension p of the mixture, number n of images.
-        seed: Of the noise, or of the choice of images.
+        seed: Seed of the noise, or of the choice of images.
     """
     if name == "mixture":
         return mixture(size, seed)
@@ -161,10 +145,10 @@ def compare(name: str, activation: str, size: int, seed: int) -> Comparison:
     """Compare a DEQ kernel and its tangent kernel with their equivalents.
 
     Args:
-        name: Of the inputs.
+        name: Name of the inputs.
         activation: Its name.
-        size: Of the inputs.
-        seed: Of the inputs.
+        size: Size of the inputs.
+        seed: Seed of the inputs.
     """
     torch.set_num_threads(1)
     X = inputs(name, size, seed)
@@ -223,7 +207,7 @@ def summarize(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """Means over seeds: spread of squared norms, norms of G and K, errors and relative errors.
 
     Args:
-        comparisons: Of any number of seeds.
+        comparisons: Comparisons with any number of seeds.
     """
     groups = _frame(comparisons).groupby(["inputs", "activation", "size"], sort=False)
     return groups.agg(
@@ -247,7 +231,7 @@ def slopes(comparisons: Sequence[Comparison]) -> pd.DataFrame:
     """Slopes of the logarithms of spread and relative errors against that of the size.
 
     Args:
-        comparisons: Of two sizes or more.
+        comparisons: Comparisons of two sizes or more.
     """
     names = {"spread": "spread of squared norms", **ERRORS}
     means = _frame(comparisons).groupby(["inputs", "activation", "size"], sort=False)
@@ -263,7 +247,7 @@ def draw_errors(comparisons: Sequence[Comparison], figure: Figure) -> None:
     """Relative errors against the dimension, a panel for each activation; a dot for each seed.
 
     Args:
-        comparisons: On mixtures.
+        comparisons: Comparisons on mixtures.
         figure: Drawn into.
     """
     activations = list(dict.fromkeys(c.activation for c in comparisons))
@@ -290,7 +274,7 @@ def draw_spectra(comparisons: Sequence[Comparison], figure: Figure) -> None:
     The matrices are computed again, for the CSV file has no eigenvalues.
 
     Args:
-        comparisons: On images.
+        comparisons: Comparisons on images.
         figure: Drawn into.
     """
     panels = {
@@ -310,3 +294,30 @@ def draw_spectra(comparisons: Sequence[Comparison], figure: Figure) -> None:
             axes.set_ylim(bottom=0.3 * found.exact[-1].item())
             axes.set_title(f"{activation}, {c.inputs}: squared norms 1 ± {c.spread:.2f}")
             axes.grid(alpha=0.2)
+
+
+def keys(
+    names: Iterable[str], activations: Iterable[str], sizes: Iterable[int], seeds: int
+) -> list[Key]:
+    """Inputs, activation, size and seed of every comparison.
+
+    Args:
+        names: Names of the inputs.
+        activations: Names of the activations.
+        sizes: Sizes of the inputs.
+        seeds: Number of seeds.
+    """
+    return list(product(names, activations, sorted(sizes), range(seeds)))
+
+
+def run(
+    config: object, missing: Iterator[Key], tell: Callable[[str], None]
+) -> Iterator[Comparison]:
+    """Compare where there is no comparison yet.
+
+    Args:
+        config: Not needed.
+        missing: Keys of the comparisons.
+        tell: Not needed.
+    """
+    return spread(delayed(compare)(*key) for key in missing)

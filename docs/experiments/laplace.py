@@ -1,4 +1,4 @@
-"""Laplace GPs beside GPyTorch's variational GPs: ``python -m gp_deq.benchmarks.laplace``.
+"""Laplace GPs beside GPyTorch's variational GPs.
 
 Two data sets: breast cancer (scikit-learn's, 569 rows, zero or one) and the hourly counts of
 bicycle rentals (1,000 random rows of "bike"). Every model has a constant mean, an output scale and
@@ -14,15 +14,14 @@ predictions as the Laplace GPs. All start from the mean of the training targets.
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
+import pandas as pd
 import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
@@ -32,25 +31,20 @@ from gpytorch.means import ConstantMean, Mean
 from gpytorch.mlls import VariationalELBO
 from gpytorch.models import ApproximateGP
 from gpytorch.variational import CholeskyVariationalDistribution, VariationalStrategy
+from joblib import delayed
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 from torch.distributions import Distribution
 
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.contestants import length_unit
-from gp_deq.benchmarks.runs import Row, RunFile, run_with_progress
-from gp_deq.benchmarks.speed import conditions
+from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
+from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.timing import conditions
 from gp_deq.datasets import load
 from gp_deq.implicit_layers import Poisson
 from gp_deq.kernels import DEQNNGPKernel, DEQNTKKernel
 from gp_deq.laplace import LaplaceGP, log_predictive
-
-try:
-    import pandas as pd
-    from joblib import delayed
-except ImportError as error:
-    raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
-
-__all__ = ["DATASETS", "MODELS", "Data", "Score", "main", "summarize"]
 
 _STEPS = 500
 _LEARNING_RATE = 0.05
@@ -186,7 +180,7 @@ def _long(kernel: Kernel, num_dims: int) -> Kernel:
     return kernel
 
 
-#: What is compared, by name.
+#: The models by name.
 MODELS: Mapping[str, Model] = {
     **{f"Laplace, {name}": partial(_laplace, make) for name, make in _KERNELS.items()},
     **{
@@ -207,10 +201,10 @@ class Score(Row):
     Args:
         dataset: One of `DATASETS`.
         model: One of `MODELS`.
-        seed: Of the split.
+        seed: Seed of the split.
         log_score: Mean log predictive probability of the test targets, in nats.
         error: Share of wrong classes, or root mean squared error of counts.
-        seconds: Of the fit and the predictions.
+        seconds: Seconds of the fit and the predictions.
     """
 
     dataset: str
@@ -228,7 +222,7 @@ def split(dataset: str, seed: int) -> Data:
 
     Args:
         dataset: One of `DATASETS`.
-        seed: Of the split.
+        seed: Seed of the split.
     """
     family, X, y = DATASETS[dataset]()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
@@ -238,7 +232,7 @@ def split(dataset: str, seed: int) -> Data:
     return Data(family, (X[train] - mean) / std, y[train], (X[test] - mean) / std, y[test])
 
 
-def _run(dataset: str, model: str, seed: int) -> Score:
+def _fit(dataset: str, model: str, seed: int) -> Score:
     torch.set_num_threads(1)
     data = split(dataset, seed)
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():
@@ -258,7 +252,7 @@ def summarize(scores: Sequence[Score]) -> pd.DataFrame:
     """Means and standard errors over splits.
 
     Args:
-        scores: Of any number of splits.
+        scores: Scores of any number of splits.
     """
     table = pd.DataFrame([vars(score) for score in scores])
     groups = table.groupby(["dataset", "model"], sort=False)
@@ -271,39 +265,57 @@ def summarize(scores: Sequence[Score]) -> pd.DataFrame:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare Laplace GPs with GPyTorch's variational GPs.
+@dataclass(frozen=True)
+class Comparison(Configuration):
+    """The models and the data.
 
     Args:
-        arguments: Command-line arguments; those of the process if None.
+        datasets: Names in `DATASETS`.
+        models: Names in `MODELS`.
+        seeds: Number of splits.
+
+    Raises:
+        ValueError: A data set or a model is unknown.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m gp_deq.benchmarks.laplace", description=str(main.__doc__)
-    )
-    parser.add_argument("--datasets", nargs="*", default=list(DATASETS), choices=DATASETS)
-    parser.add_argument(
-        "--models", nargs="*", default=list(MODELS), choices=MODELS, metavar="MODEL"
-    )
-    parser.add_argument("--seeds", type=int, default=5, help="number of splits")
-    parser.add_argument("--jobs", type=int, default=-1, help="processes")
-    parser.add_argument("--csv", help="file for the scores; those it holds are not repeated")
-    options = parser.parse_args(arguments)
-    keys = [
-        (dataset, model, seed)
-        for seed, dataset, model in product(range(options.seeds), options.datasets, options.models)
-    ]
-    print(conditions())
-    scores = run_with_progress(
-        RunFile(Score, options.csv),
-        keys,
-        lambda key: delayed(_run)(*key),
-        lambda key: f"{key[0]}, {key[1]}",
-        "fits",
-        options.jobs,
-    )
-    with pd.option_context("display.width", 160, "display.max_rows", None):
-        print(summarize(scores).round(4))
+
+    datasets: tuple[str, ...] = option(tuple(DATASETS), "Data set.")
+    models: tuple[str, ...] = option(tuple(MODELS), "Model.", shown="all")
+    seeds: int = option(5, "Number of splits.")
+
+    def __post_init__(self) -> None:
+        for what, names, known in (
+            ("data set", self.datasets, DATASETS),
+            ("model", self.models, MODELS),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"no {what} {name!r}; there are {'; '.join(known)}.")
+
+    @property
+    def keys(self) -> list[Key]:
+        """Data set, model and seed of every fit."""
+        return [
+            (dataset, model, seed)
+            for seed in range(self.seeds)
+            for dataset in self.datasets
+            for model in self.models
+        ]
+
+
+def _run(config: Comparison, keys: Iterator[Key], tell: Callable[[str], None]) -> Iterator[Score]:
+    return spread(delayed(_fit)(*key) for key in keys)
+
+
+def _tables(config: Comparison, scores: Sequence[Score]) -> Iterator[Table | str]:
+    yield conditions()
+    if scores:
+        yield Table.of("Laplace and variational GPs", summarize(scores))
+
+
+EXPERIMENT = Experiment(
+    name="laplace", configuration=Comparison, row=Score, run=_run, tables=_tables
+)
 
 
 if __name__ == "__main__":
-    main()
+    script(__file__)

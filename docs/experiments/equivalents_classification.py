@@ -20,34 +20,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from itertools import product
 
+import pandas as pd
 import torch
+from equivalents_spectra import deq_kernel
 from gpytorch.kernels import Kernel
+from joblib import delayed
+from matplotlib.figure import Figure
+from mnist import Images, load_mnist
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from gp_deq.activations import Activation
-from gp_deq.benchmarks.equivalents_spectra import deq_kernel
-from gp_deq.benchmarks.mnist import Images, load_mnist
-from gp_deq.benchmarks.runs import Row
+from gp_deq.benchmarks.command import script
+from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
+from gp_deq.benchmarks.runs import Key, Row, spread
 from gp_deq.equivalents import Centered, ExplicitKernel, centered_kernel, match_explicit
 from gp_deq.equivalents.coefficients import gaussian_moments
 from gp_deq.kernels import DEQNNGPKernel
-
-try:
-    import pandas as pd
-except ImportError as error:
-    raise ImportError(f'the experiment needs {error.name}: pip install "gp_deq[cli]"') from error
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["FEATURES", "Score", "Settings", "classify", "digits", "draw"]
-__all__ += ["equilibrium", "run", "summarize"]
 
 #: The networks.
 FEATURES = ("equilibrium", "matched", "one layer")
@@ -61,16 +55,32 @@ _COMPARED = 500
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The images.
+class Settings(Configuration):
+    """The images and the networks.
 
     Args:
         num_train: Images to learn from; the last fifth chooses the ridge.
         num_test: Images to be scored on.
+        activations: Activations of the equilibria.
+        widths: Widths of the networks.
+        seeds: Number of draws of the weights.
     """
 
-    num_train: int = 5000
-    num_test: int = 2000
+    num_train: int = option(5000, "Images to learn from.")
+    num_test: int = option(2000, "Images to be scored on.")
+    activations: tuple[str, ...] = option(("relu", "tanh"), "Activation.")
+    widths: tuple[int, ...] = option(tuple(2**power for power in range(5, 13)), "Width.")
+    seeds: int = option(3, "Number of draws of the weights.")
+
+    @property
+    def keys(self) -> list[Key]:
+        """Numbers of images, activation, features, width and seed; infinite networks first."""
+        limits = product([0], self.activations, FEATURES, [0])
+        finite = product(sorted(self.widths), self.activations, FEATURES, range(self.seeds))
+        return [
+            (self.num_train, self.num_test, activation, features, width, seed)
+            for width, activation, features, seed in (*limits, *finite)
+        ]
 
 
 @dataclass(frozen=True)
@@ -78,14 +88,14 @@ class Score(Row):
     """A classifier; a row of the CSV file.
 
     Args:
-        num_train: See `Settings`.
-        num_test: See `Settings`.
-        activation: Of the equilibrium.
+        num_train: Images to learn from.
+        num_test: Images to be scored on.
+        activation: Activation of the equilibrium.
         features: One of `FEATURES`.
-        width: Of the network; 0 for an infinite one.
-        seed: Of its weights.
+        width: Width of the network; 0 for an infinite one.
+        seed: Seed of its weights.
         accuracy: Share of the test images that it recognises.
-        ridge: That was chosen.
+        ridge: The ridge that was chosen.
         distance: Spectral norm of the features' inner products, between 500 test images, less the
             DEQ kernel, over that of the DEQ kernel: what accuracies do not tell.
         seconds: To compute the features of all test images, the least of three times; NaN for an
@@ -113,7 +123,7 @@ def digits(settings: Settings) -> Images:
     They are standardised by the training part.
 
     Args:
-        settings: The images.
+        settings: The configuration.
     """
     images = load_mnist()
     order = torch.randperm(len(images.test_y), generator=torch.Generator().manual_seed(0))
@@ -135,9 +145,9 @@ def equilibrium(
     """The fixed point of a random layer, by iteration from zero.
 
     Args:
-        activation: Of the layer.
+        activation: Activation of the layer.
         recurrent: Weights of the state, ``m x m``.
-        injected: What the input adds, ``n x m``.
+        injected: The part that the input adds, ``n x m``.
 
     Raises:
         RuntimeError: the iteration did not converge.
@@ -164,7 +174,7 @@ def _network(name: str, kernel: DEQNNGPKernel, X: Tensor, width: int) -> Callabl
         name: One of `FEATURES`.
         kernel: The DEQ kernel.
         X: Training images, for the mean square.
-        width: Of its layers.
+        width: Width of its layers.
     """
     num_dims = X.shape[-1]
     if name == "matched":
@@ -182,7 +192,7 @@ def _network(name: str, kernel: DEQNNGPKernel, X: Tensor, width: int) -> Callabl
 
 
 def _limit(name: str, kernel: DEQNNGPKernel, X: Tensor) -> Kernel:
-    """What the inner products of a network's features tend to."""
+    """The kernel to which the inner products of a network's features tend."""
     if name == "equilibrium":
         return centered_kernel(kernel, X)
     if name == "matched":
@@ -217,7 +227,7 @@ def classify(system: System, train_y: Tensor, test_y: Tensor) -> tuple[float, fl
     """Learn from the training rows, which come before the test rows.
 
     Args:
-        system: Of all rows.
+        system: The system of all rows.
         train_y: Digits, ``n``; the last fifth chooses the ridge.
         test_y: Digits, ``m``.
 
@@ -249,11 +259,11 @@ def run(settings: Settings, activation: str, features: str, width: int, seed: in
     """Learn and score a classifier.
 
     Args:
-        settings: The images.
-        activation: Of the equilibrium.
+        settings: The configuration.
+        activation: Activation of the equilibrium.
         features: One of `FEATURES`.
-        width: Of the network; 0 for an infinite one.
-        seed: Of its weights.
+        width: Width of the network; 0 for an infinite one.
+        seed: Seed of its weights.
     """
     torch.set_num_threads(1)
     data = digits(settings)
@@ -305,7 +315,7 @@ def summarize(scores: Sequence[Score]) -> pd.DataFrame:
     """Means and standard deviations over seeds, and median times.
 
     Args:
-        scores: Of any number of seeds.
+        scores: Scores of any number of seeds.
     """
     table = pd.DataFrame([vars(score) for score in scores])
     groups = table.groupby(["activation", "features", "width"])
@@ -323,7 +333,7 @@ def draw(scores: Sequence[Score], figure: Figure) -> None:
     """Accuracies, distances and times against the width, a column for each activation.
 
     Args:
-        scores: Of any number of seeds.
+        scores: Scores of any number of seeds.
         figure: Drawn into.
     """
     table = summarize(scores)
@@ -358,3 +368,35 @@ def draw(scores: Sequence[Score], figure: Figure) -> None:
     grid[1, 0].set_ylabel("distance from the DEQ kernel / its norm")
     grid[2, 0].set_ylabel("milliseconds for the features")
     grid[0, 0].legend(fontsize=8)
+
+
+def _run(config: Settings, keys: Iterator[Key], tell: Callable[[str], None]) -> Iterator[Score]:
+    return spread(delayed(run)(config, *key[2:]) for key in keys)
+
+
+def _figure(config: Settings, scores: Sequence[Score]) -> Figure | None:
+    if not scores:
+        return None
+    figure = Figure(figsize=(9, 9.5), layout="constrained")
+    draw(scores, figure)
+    return figure
+
+
+def _tables(config: Settings, scores: Sequence[Score]) -> Iterator[Table]:
+    if scores:
+        yield Table.of("Digits", summarize(scores))
+
+
+EXPERIMENT = Experiment(
+    name="equivalents-classification",
+    configuration=Settings,
+    row=Score,
+    run=_run,
+    tables=_tables,
+    figure=_figure,
+    prepare=lambda config: load_mnist(),
+)
+
+
+if __name__ == "__main__":
+    script(__file__)

@@ -7,10 +7,11 @@ import torch
 
 pytest.importorskip("joblib")
 pytest.importorskip("pandas")
-pytest.importorskip("rich")
 
-from gp_deq.benchmarks import laplace
-from gp_deq.benchmarks.laplace import DATASETS, MODELS, main, split, summarize
+import laplace
+from laplace import DATASETS, EXPERIMENT, MODELS, Comparison, Score, split, summarize
+
+from gp_deq.benchmarks.runs import RunFile
 
 
 def small() -> tuple[str, torch.Tensor, torch.Tensor]:
@@ -41,14 +42,17 @@ def test_every_model_learns_counts(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert (means - data.test_y).square().mean() < (data.test_y - mean).square().mean()
 
 
-def test_command_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--datasets", "breast cancer", "--models", "Laplace, RBF", "--seeds", "1"]
-    arguments += ["--jobs", "1", "--csv", str(tmp_path / "scores.csv")]
-    main(arguments)
-    first = (tmp_path / "scores.csv").read_text(encoding="utf-8")
-    assert "Laplace, RBF" in capsys.readouterr().out
-    main(arguments)
-    assert (tmp_path / "scores.csv").read_text(encoding="utf-8") == first
-    (score,) = laplace.RunFile(laplace.Score, tmp_path / "scores.csv").read()
+def test_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    config = Comparison(("breast cancer",), ("Laplace, RBF",), seeds=1)
+    (score,) = EXPERIMENT.collect(config, path)
+    first = path.read_text(encoding="utf-8")
+    assert EXPERIMENT.collect(config, path) == [score] == RunFile(Score, path).read()
+    assert path.read_text(encoding="utf-8") == first
     # predicting the share of the classes has -0.66
     assert score.log_score > -0.2 and score.error < 0.1 and summarize([score]).shape == (1, 5)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="no model 'RBF'; there are Laplace"):
+        Comparison(models=("RBF",))

@@ -1,49 +1,38 @@
-"""How the priors of `gp_deq.bayesopt` were chosen: ``python -m gp_deq.benchmarks.bo_priors``.
+"""How the priors of `gp_deq.bayesopt` were chosen: predictive densities.
 
 For every training problem (`gp_deq.benchmarks.problems.TRAINING`, none of them in the benchmark)
 the models are fitted to data as they come up in Bayesian optimisation, half of them spread over the
 cube and half close to the best of these, and judged by the negative log predictive density of
 held-out points of both kinds. A fit that explains less than 5 % of their variance, where another
 model explains more than 30 %, counts as collapsed; the evaluations of the likelihood that it takes
-are counted too. With ``--optimize`` the models optimise the problems instead, and are judged by the
-best value.
+are counted too. ``bo_priors_optimize.py`` judges the same models by optimisation.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
+from botorch.fit import fit_gpytorch_mll
+from botorch.models import SingleTaskGP
+from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
 from gpytorch.kernels import Kernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from joblib import delayed
 from torch import Tensor
 
 from gp_deq.bayesopt.covar_modules import KERNELS, Priors, build
-from gp_deq.benchmarks.bo import FAILURES, BOConfig, optimize
-from gp_deq.benchmarks.problems import BENCHMARK, TRAINING, Problem, make_problem
-from gp_deq.benchmarks.runs import Row, RunFile, run_with_progress
-
-try:
-    import pandas as pd
-    from botorch.fit import fit_gpytorch_mll
-    from botorch.models import SingleTaskGP
-    from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-    from joblib import Parallel, delayed
-    from rich.progress import track
-except ImportError as error:
-    raise ImportError('the experiment needs pip install "gp_deq[bo,cli]"') from error
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-__all__ = ["CANDIDATES", "Fit", "compare", "compare_optimization", "summarize", "training_data"]
+from gp_deq.benchmarks.command import script
+from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
+from gp_deq.benchmarks.problems import TRAINING, Problem, known_problem, make_problem
+from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.surrogates import FAILURES
 
 
 def _log_normal(mode: float, scale: float) -> tuple[float, float]:
@@ -84,7 +73,7 @@ def _candidates() -> dict[str, tuple[str, Priors] | None]:
     return result
 
 
-#: What is compared, by name; None for BoTorch's kernels with its own priors.
+#: The models by name; None for BoTorch's kernels with its own priors.
 CANDIDATES: Mapping[str, tuple[str, Priors] | None] = _candidates()
 
 
@@ -118,7 +107,7 @@ def training_data(problem: Problem, n: int, seed: int) -> tuple[Tensor, Tensor, 
     return x, (y - mean) / std, test_x, (test_y - mean) / std
 
 
-def _kernel(name: str, num_dims: int) -> Kernel:
+def make_kernel(name: str, num_dims: int) -> Kernel:
     candidate = CANDIDATES[name]
     if candidate is None:
         return get_covar_module_with_dim_scaled_prior(num_dims, use_rbf_kernel=name == "RBF")
@@ -137,19 +126,67 @@ class _Counted(ExactMarginalLogLikelihood):
 
 
 @dataclass(frozen=True)
+class Comparison(Configuration):
+    """The models and the data.
+
+    Args:
+        models: Names in `CANDIDATES`.
+        problems: Names in `gp_deq.benchmarks.problems`; those of the benchmark, to check.
+        sizes: Numbers of observations.
+        seeds: Number of data sets for each problem and size.
+
+    Raises:
+        ValueError: A model or problem is unknown, or a problem has several outputs.
+    """
+
+    models: tuple[str, ...] = option(tuple(CANDIDATES), "Kernel and priors.", shown="all")
+    problems: tuple[str, ...] = option(tuple(TRAINING), "Problem.", shown="the training problems")
+    sizes: tuple[int, ...] = option((20, 60), "Number of observations.")
+    seeds: int = option(2, "Data sets for each problem and size.")
+
+    def __post_init__(self) -> None:
+        check_names(self.models, self.problems)
+
+    @property
+    def keys(self) -> list[Key]:
+        """Model, problem, size and seed of every fit."""
+        return [
+            (name, problem, n, seed)
+            for seed in range(self.seeds)
+            for problem in self.problems
+            for n in self.sizes
+            for name in self.models
+        ]
+
+
+def check_names(models: Sequence[str], problems: Sequence[str]) -> None:
+    """Refuse models and problems that cannot be compared.
+
+    Raises:
+        ValueError: A model or problem is unknown, or a problem has several outputs.
+    """
+    for name in models:
+        if name not in CANDIDATES:
+            raise ValueError(f"no model {name!r}; there are {'; '.join(CANDIDATES)}.")
+    for name in problems:
+        if known_problem(name).num_outputs > 1:
+            raise ValueError(f"{name} has several outputs.")
+
+
+@dataclass(frozen=True)
 class Fit(Row):
     """A model fitted to a data set; a row of the CSV file.
 
     Args:
-        model: Of `CANDIDATES`.
+        model: One of `CANDIDATES`.
         problem: Its name.
         n: Number of observations.
-        seed: Of the data.
+        seed: Seed of the data.
         nlpd: Mean negative log predictive density of the held-out points, in nats.
         r2: Share of their variance that is explained.
         noise: Variance of the noise, learned.
-        seconds: Of the fit.
-        evaluations: Of the likelihood.
+        seconds: Seconds of the fit.
+        evaluations: Evaluations of the likelihood.
         failed: 1 if the fit failed numerically.
     """
 
@@ -172,7 +209,7 @@ def _fit(name: str, problem_name: str, n: int, seed: int) -> Fit:
     torch.manual_seed(seed)
     problem = make_problem(problem_name, seed)
     x, y, test_x, test_y = training_data(problem, n, seed)
-    model = SingleTaskGP(x, y, covar_module=_kernel(name, x.shape[-1]), outcome_transform=None)
+    model = SingleTaskGP(x, y, covar_module=make_kernel(name, x.shape[-1]), outcome_transform=None)
     mll = _Counted(model.likelihood, model)
     start = time.perf_counter()
     failed = False
@@ -203,49 +240,7 @@ def _fit(name: str, problem_name: str, n: int, seed: int) -> Fit:
     )
 
 
-def compare(
-    names: Sequence[str] = tuple(CANDIDATES),
-    problems: Sequence[str] = tuple(TRAINING),
-    sizes: Sequence[int] = (20, 60),
-    num_seeds: int = 2,
-    jobs: int = -1,
-    path: str | os.PathLike[str] | None = None,
-) -> DataFrame:
-    """Fits every model to every data set; fits that the file already holds are taken from it.
-
-    Args:
-        names: Of `CANDIDATES`.
-        problems: Of `TRAINING`.
-        sizes: Numbers of observations.
-        num_seeds: Number of data sets for each problem and size.
-        jobs: Processes, as in joblib.
-        path: Of a CSV file that receives each fit as soon as it is done; none if None.
-
-    Returns:
-        A row for each fit.
-
-    Raises:
-        ValueError: the file is not one that this function wrote.
-    """
-    keys = [
-        (name, problem, n, seed)
-        for seed in range(num_seeds)
-        for problem in problems
-        for n in sizes
-        for name in names
-    ]
-    fits = run_with_progress(
-        RunFile(Fit, path),
-        keys,
-        lambda key: delayed(_fit)(*key),
-        lambda key: f"{key[1]}, {key[0]}",
-        "fits",
-        jobs,
-    )
-    return pd.DataFrame([vars(fit) for fit in fits])
-
-
-def summarize(fits: DataFrame) -> DataFrame:
+def summarize(fits: pd.DataFrame) -> pd.DataFrame:
     """Means over all data sets of each model, best density first.
 
     Densities are compared with the median of the models on the same data, and clipped at two nats,
@@ -264,86 +259,19 @@ def summarize(fits: DataFrame) -> DataFrame:
     return table.sort_values("excess")
 
 
-def _best(name: str, problem_name: str, config: BOConfig, seed: int) -> dict[str, object]:
-    def make(x: Tensor, y: Tensor) -> SingleTaskGP:
-        return SingleTaskGP(x, y, covar_module=_kernel(name, x.shape[-1]))
-
-    history = optimize(make_problem(problem_name, seed), make, config, seed)
-    return {
-        "model": name,
-        "problem": problem_name,
-        "seed": seed,
-        "best": history.y.max().item(),
-        "seconds": sum(history.seconds) / config.num_steps,
-        "failures": len(history.failures),
-    }
+def _run(config: Comparison, keys: Iterator[Key], tell: Callable[[str], None]) -> Iterator[Fit]:
+    return spread(delayed(_fit)(*key) for key in keys)
 
 
-def compare_optimization(
-    names: Sequence[str], problems: Sequence[str], num_steps: int, num_seeds: int, jobs: int = -1
-) -> DataFrame:
-    """Optimises every problem with every model, from the same initial points.
-
-    Args:
-        names: Of `CANDIDATES`.
-        problems: Of `TRAINING`.
-        num_steps: Number of evaluations after the initial points.
-        num_seeds: Number of repetitions.
-        jobs: Processes, as in joblib.
-
-    Returns:
-        Means for each model, best first: the rank of its best value among the models on the same
-        problem and seed, the seconds of a step, and the number of failed steps.
-    """
-    config = BOConfig(num_steps=num_steps)
-    tasks = [
-        delayed(_best)(name, problem, config, seed)
-        for seed in range(num_seeds)
-        for problem in problems
-        for name in names
-    ]
-    rows = Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks)
-    runs = pd.DataFrame(list(track(rows, "runs", total=len(tasks))))
-    runs["rank"] = runs.groupby(["problem", "seed"]).best.rank(ascending=False)
-    return runs.groupby("model")[["rank", "seconds", "failures"]].mean().sort_values("rank")
+def _tables(config: Comparison, fits: Sequence[Fit]) -> Iterator[Table]:
+    if fits:
+        yield Table.of("Fits", summarize(pd.DataFrame(map(vars, fits))), ".3f")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the comparison and prints it.
-
-    Args:
-        arguments: Of the command line.
-    """
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seeds", type=int, default=2, help="data sets for each problem and size")
-    parser.add_argument(
-        "--models", nargs="*", default=list(CANDIDATES), choices=CANDIDATES, metavar="MODEL"
-    )
-    problems = [
-        name for name in {**TRAINING, **BENCHMARK} if make_problem(name, 0).num_outputs == 1
-    ]
-    parser.add_argument(
-        "--problems",
-        nargs="*",
-        default=list(TRAINING),
-        choices=problems,
-        metavar="PROBLEM",
-        help="those of the benchmark, to check",
-    )
-    parser.add_argument("--optimize", type=int, metavar="STEPS", help="optimise the problems")
-    parser.add_argument("--jobs", type=int, default=-1, help="processes")
-    parser.add_argument("--csv", help="file for the fits; those it holds are not repeated")
-    options = parser.parse_args(arguments)
-    names, problems, seeds, jobs = options.models, options.problems, options.seeds, options.jobs
-    if options.optimize:
-        table = compare_optimization(names, problems, options.optimize, seeds, jobs)
-    else:
-        fits = compare(names, problems, num_seeds=seeds, jobs=jobs, path=options.csv)
-        table = summarize(fits)
-    whole = ("display.width", 160, "display.max_rows", None, "display.max_columns", None)
-    with pd.option_context(*whole):
-        print(table.round(3))
+EXPERIMENT = Experiment(
+    name="bo-priors", configuration=Comparison, row=Fit, run=_run, tables=_tables
+)
 
 
 if __name__ == "__main__":
-    main()
+    script(__file__)

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("rich")
 pytest.importorskip("botorch")
 
-from gp_deq.benchmarks.equivalents_regression import compare, large, main, make_data
+from equivalents_regression import compare, large, main, make_data
 
 
 def test_data_repeat_and_are_standardised() -> None:

@@ -1,4 +1,4 @@
-r"""GP regression by a structured matrix: ``python -m gp_deq.benchmarks.equivalents_regression``.
+r"""GP regression by a structured matrix: ``python docs/experiments/equivalents_regression.py``.
 
 The target is a linear function of 200 independent normal inputs, plus the squares of eight others,
 plus noise of a third of its variance:
@@ -30,18 +30,12 @@ from gpytorch.means import ConstantMean
 from gpytorch.metrics import negative_log_predictive_density
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.models import ExactGP
+from rich.progress import track
 from torch import Tensor
 
 from gp_deq import DEQNNGPKernel
-from gp_deq.benchmarks.speed import conditions, max_resident
+from gp_deq.benchmarks.timing import conditions, max_resident
 from gp_deq.equivalents import HighDimensionalDEQKernel, centered_kernel
-
-try:
-    from rich.progress import track
-except ImportError as error:
-    raise ImportError(f'the experiment needs {error.name}: pip install "gp_deq[cli]"') from error
-
-__all__ = ["Data", "compare", "large", "main", "make_data"]
 
 
 class Data(NamedTuple):
@@ -57,9 +51,9 @@ def make_data(rows: int, dims: int = 200, seed: int = 0, num_test: int = 1000) -
     """Draw inputs and targets; these have mean zero and variance one over the training rows.
 
     Args:
-        rows: To learn from.
-        dims: Of an input.
-        seed: Of random numbers.
+        rows: Rows to learn from.
+        dims: Dimensions of an input.
+        seed: Seed of random numbers.
         num_test: Rows to be scored on.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -110,9 +104,9 @@ def compare(rows: int, steps: int, seed: int = 0) -> dict[str, tuple[float, floa
     initial hyperparameters, that of the equivalent at each step.
 
     Args:
-        rows: To learn from.
-        steps: Of Adam.
-        seed: Of the data.
+        rows: Rows to learn from.
+        steps: Steps of Adam.
+        seed: Seed of the data.
     """
     data = make_data(rows, seed=seed)
     exact = centered_kernel(_relu(), data.train_x)
@@ -140,10 +134,10 @@ def large(rows: int, steps: int, dtype: torch.dtype, seed: int = 0) -> tuple[lis
     """Fit the equivalent alone.
 
     Args:
-        rows: To learn from.
-        steps: Of Adam.
-        dtype: Of the computation.
-        seed: Of the data.
+        rows: Rows to learn from.
+        steps: Steps of Adam.
+        dtype: Precision of the computation.
+        seed: Seed of the data.
 
     Returns:
         Seconds of the steps, and the root mean squared error of new targets.
@@ -163,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command-line arguments; those of the process if None.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m gp_deq.benchmarks.equivalents_regression", description=str(main.__doc__)
+        description="Compare exact and equivalent kernel, and fit the equivalent to many rows."
     )
     parser.add_argument("--few", type=int, default=2000, help="rows of the comparison; 0: none")
     parser.add_argument("--fits", type=int, default=60, help="steps of Adam of the comparison")
