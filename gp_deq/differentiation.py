@@ -9,7 +9,7 @@ whole of a function at once, with rules in terms of the function itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def pull_back(
 
     Args:
         function: Maps the arguments to its outputs and to the gradients that enter these, each a
-            tensor or a tuple of tensors.
+            tensor or a tuple of tensors; None for a gradient of zero.
         tensors: The arguments; None is handed on.
         needed: Which of them want a gradient; the others have no place in the result.
     """
@@ -45,7 +45,11 @@ def pull_back(
         ]
         wanted = [x for x, need in zip(leaves, needed, strict=True) if need and x is not None]
         outputs, gradients = (_as_tuple(value) for value in function(*leaves))
-        depending = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+        depending = [
+            (output, gradient)
+            for output, gradient in zip(outputs, gradients, strict=True)
+            if output.requires_grad and gradient is not None
+        ]
         if not depending or not wanted:
             return tuple(torch.zeros_like(x) for x in wanted)
         return torch.autograd.grad(
@@ -56,6 +60,14 @@ def pull_back(
             allow_unused=True,
             materialize_grads=True,
         )
+
+
+def in_their_places(
+    gradients: Iterable[Tensor], needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """What a backward pass returns: the gradients of :func:`pull_back`, and None between them."""
+    found = iter(gradients)
+    return tuple(next(found) if need else None for need in needed)
 
 
 def opaque(function: Function, *tensors: Tensor) -> Any:

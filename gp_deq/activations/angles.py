@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradients import differentiable_gradients
+from ..differentiation import in_their_places, pull_back
 from .pair_covariance import PairCovariance, safe_sqrt
 
 
@@ -154,7 +154,8 @@ class _BentDistance(torch.autograd.Function):
                 return _bent_distance(PairCovariance(*pair), linear_part, angular_part)
 
             needed = ctx.needs_input_grad[:4]
-            return *differentiable_gradients(outputs, inputs, needed, grads), None, None
+            found = pull_back(lambda *pair: (outputs(*pair), grads), inputs, needed)
+            return *in_their_places(found, needed), None, None
         by_sqdist, by_theta = grads
         root1, root2 = safe_sqrt(var1), safe_sqrt(var2)
         both, each = torch.zeros_like(theta), torch.zeros_like(theta)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradients import differentiable_gradients
+from ..differentiation import in_their_places, pull_back
 from .pair_covariance import PairCovariance
 
 
@@ -109,10 +109,10 @@ def _gradients(
     """Gradients of the series by those arguments that need one, None for the others."""
     if torch.is_grad_enabled():
 
-        def series(first: Tensor, second: Tensor, ratio: Tensor) -> Tensor:
-            return _sum_series(first, second, ratio, counts)
+        def series(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+            return _sum_series(*arguments, counts), grad
 
-        return differentiable_gradients(series, (first, second, ratio), needed, (grad,))
+        return in_their_places(pull_back(series, (first, second, ratio), needed), needed)
     by_first = by_second = by_ratio = None
     if needed[2] and first.shape[-1] == 1:
         by_ratio = torch.zeros_like(ratio)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..differentiation import opaque, pull_back
+from ..differentiation import in_their_places, opaque, pull_back
 
 #: A function of blocks of inputs ``b x n x d`` and ``b x m x d`` and of hyperparameters
 #: ``b x 1 x 1``, whose value ``b x n x m`` has one entry for each pair.
@@ -118,8 +118,7 @@ class PairMap(ABC):
             return value, upstream
 
         # a kernel of one layer, for one, does not depend on its weight variance
-        found = iter(pull_back(block, tensors, wanted))
-        gradients = [next(found) if need else None for need in wanted]
+        gradients = in_their_places(pull_back(block, tensors, wanted), wanted)
         return Gradients(
             gradients[: edges[0]], gradients[edges[0] : edges[1]], gradients[edges[1] :]
         )
@@ -312,11 +311,10 @@ class _Matrix(torch.autograd.Function):
             return _pull_back(task, grad, x1, x2, tensors, matrix, saved, needed[2:])
 
         # the first order goes through what is known of each input, higher ones do not
-        through = range(num_outer) if differentiable else range(num_outer, len(needed))
-        found = iter(opaque(gradients, grad))
-        return None, *(
-            next(found) if need and index in through else None for index, need in enumerate(needed)
-        )
+        first = 0 if differentiable else num_outer
+        last = num_outer if differentiable else len(needed)
+        inside = [need and first <= index < last for index, need in enumerate(needed)]
+        return None, *in_their_places(opaque(gradients, grad), inside)
 
 
 def _pull_back(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..differentiation import opaque, pull_back
+from ..differentiation import in_their_places, opaque, pull_back
 
 
 def implicit_root(
@@ -53,7 +53,7 @@ class _ImplicitRoot(torch.autograd.Function):
 
             return pull_back(equation, parameters, needed)
 
-        return None, None, *_in_place(opaque(gradients, grad), needed)
+        return None, None, *in_their_places(opaque(gradients, grad), needed)
 
 
 def implicit_fixed_point(
@@ -103,14 +103,8 @@ class _ImplicitFixedPoint(torch.autograd.Function):
                 lambda *leaves: (ctx.layer(point, *leaves), adjoint), parameters, needed
             )
 
-        return None, None, None, *_in_place(opaque(gradients, grad), needed)
+        return None, None, None, *in_their_places(opaque(gradients, grad), needed)
 
 
 def _constant_unless_differentiated(point: Tensor) -> Tensor:
     return point if torch.is_grad_enabled() else point.detach()
-
-
-def _in_place(gradients: Iterable[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-    """The gradients, and None for arguments that need none."""
-    found = iter(gradients)
-    return [next(found) if need else None for need in needed]
