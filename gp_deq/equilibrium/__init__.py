@@ -8,7 +8,7 @@ from .monitor import ConvergenceWarning, SolverMonitor, SolverReport
 from .newton import newton
 from .pair_angle import PairAngle
 from .pair_distance import PairDistance
-from .read_out import TRAINED, Layer, ReadOut, check_trained, nngp, tangent
+from .read_out import TRAINED, Layer, ReadOut, check_trained, tangent
 
 __all__ = [
     "TRAINED",
@@ -30,7 +30,6 @@ __all__ = [
     "implicit_fixed_point",
     "implicit_root",
     "newton",
-    "nngp",
     "pair_matrix",
     "tangent",
 ]

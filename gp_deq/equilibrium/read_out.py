@@ -34,12 +34,14 @@ class Layer(NamedTuple):
 class ReadOut(NamedTuple):
     """A kernel and its partial derivatives with respect to the fields of a :class:`Layer`.
 
+    Without derivatives the kernel is ``dual`` itself.
+
     Args:
         value: The kernel.
         by_dual: Derivative with respect to ``dual``; None for zero.
-        by_slope: With respect to ``slope``, ``inverse`` depending on it too; None for zero.
-        by_cov: With respect to ``cov``; None for zero.
-        by_weight: With respect to ``weight``, ``inverse`` depending on it too; None for zero.
+        by_slope: Derivative with respect to ``slope``, on which ``inverse`` depends too.
+        by_cov: Derivative with respect to ``cov``; None for zero.
+        by_weight: Derivative with respect to ``weight``, on which ``inverse`` depends too.
     """
 
     value: Tensor
@@ -53,7 +55,7 @@ class ReadOut(NamedTuple):
 
         Args:
             slope: ``P``, the derivative of ``G``.
-            curvature: Derivative of ``P``; None where the kernel does not depend on ``P``.
+            curvature: Derivative of ``P``, for a kernel that depends on it.
         """
         if self.by_slope is None or curvature is None:
             return slope
@@ -61,11 +63,6 @@ class ReadOut(NamedTuple):
         if self.by_cov is not None:
             total.add_(self.by_cov)
         return total if self.by_dual is None else total.addcmul_(self.by_dual, slope)
-
-
-def nngp(layer: Layer) -> ReadOut:
-    r"""Covariance of the outputs, :math:`G`, of :class:`~gp_deq.kernels.DEQNNGPKernel`."""
-    return ReadOut(layer.dual)
 
 
 def tangent(trained: str, layer: Layer) -> ReadOut:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..equilibrium import Layer, ReadOut, nngp
+from ..equilibrium import Layer, ReadOut
 from .weighted import EquilibriumKernel
 
 
@@ -73,4 +73,4 @@ class DEQNNGPKernel(EquilibriumKernel):
     """
 
     def _read_out(self, layer: Layer) -> ReadOut:
-        return nngp(layer)
+        return ReadOut(layer.dual)

@@ -13,7 +13,6 @@ from gp_deq.equilibrium import (
     ReadOut,
     SolverMonitor,
     equilibrium,
-    nngp,
     pair_matrix,
     tangent,
 )
@@ -28,7 +27,7 @@ def compare(name: str, trained: str | None, x1: Tensor, x2: Tensor, fraction: fl
     bias = torch.full((1, 1), 0.3, dtype=torch.float64)
 
     def read_out(layer: Layer) -> ReadOut:
-        return nngp(layer) if trained is None else tangent(trained, layer)
+        return ReadOut(layer.dual) if trained is None else tangent(trained, layer)
 
     def reference(x1: Tensor, x2: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         sigma = equilibrium(activation, weight, PairCovariance.from_inputs(x1, x2, bias))

@@ -534,7 +534,7 @@ def saved_bytes(kernel: Kernel, x: Tensor) -> tuple[int, int]:
 @pytest.mark.parametrize("cls", EQUILIBRIUM)
 @pytest.mark.parametrize("activation", ["relu", "erf", "softplus"])
 def test_memory_does_not_depend_on_iterations(cls: type[Kernel], activation: str) -> None:
-    n = 64
+    n = 256
     x = points(n, 3).requires_grad_()
     sizes, iterations = [], []
     for fraction in (1e-8, 0.1, 0.999):
@@ -543,7 +543,8 @@ def test_memory_does_not_depend_on_iterations(cls: type[Kernel], activation: str
         iterations.append(count)
     if activation != "relu":
         assert iterations[-1] > iterations[0]  # so the comparison says something
-    assert max(sizes) == min(sizes)
+    # the series of the angle has one to forty coefficients, not one for each pair
+    assert max(sizes) - min(sizes) <= 8 * 40
     # a few matrices; one evaluated layer with a graph would already be more than ten
     assert max(sizes) < 5 * 8 * n * n
 
