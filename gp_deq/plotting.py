@@ -21,7 +21,6 @@ except ImportError as error:
 __all__ = [
     "COLORS",
     "MARKERS",
-    "Band",
     "Predictions",
     "draw_predictions",
     "draw_relevances",
@@ -52,24 +51,6 @@ class Predictions(NamedTuple):
     target: Tensor
     mean: Tensor
     std: Tensor
-
-
-class Band(NamedTuple):
-    """One line of a plot with a confidence interval around it.
-
-    Args:
-        label: Its name in the legend.
-        x: Abscissae.
-        mean: Ordinates.
-        low: Lower ends of the intervals.
-        high: Upper ends of the intervals.
-    """
-
-    label: str
-    x: Sequence[float]
-    mean: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 110) -> None:

@@ -153,9 +153,9 @@ def _of_module(module: torch.nn.Module) -> Activation:
     """The activation of a module, by name where its parameters are those of the named one."""
     # the classes themselves: those derived from them may compute something else
     kind = type(module)
-    if kind is torch.nn.LeakyReLU:
+    if isinstance(module, torch.nn.LeakyReLU) and kind is torch.nn.LeakyReLU:
         return LeakyReLU(module.negative_slope)
-    if kind is torch.nn.PReLU:
+    if isinstance(module, torch.nn.PReLU) and kind is torch.nn.PReLU:
         if module.num_parameters != 1:
             raise TypeError("A PReLU with a slope for each channel is not one activation.")
         return LeakyReLU(module.weight.item())

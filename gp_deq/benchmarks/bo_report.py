@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import stats
 
 from gp_deq.benchmarks.experiment import Table, plus_minus
 from gp_deq.benchmarks.problems import known_problem
@@ -16,13 +17,11 @@ except ImportError as error:
     raise ImportError('the tables need pandas: pip install "gp_deq[cli]"') from error
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from gp_deq.benchmarks.bo import Run
-    from gp_deq.plotting import Band
 
-__all__ = ["Panel", "complete", "draw", "final_table", "panels_figure", "rank_table", "tables"]
+__all__ = ["complete", "draw", "final_table", "rank_table", "tables"]
 
 
 def complete(runs: Sequence[Run], surrogates: Iterable[str]) -> list[Run]:
@@ -159,126 +158,81 @@ def _final_cells(results: pd.DataFrame) -> Table:
 def draw(runs: Sequence[Run]) -> Figure | None:
     """The figure: regret, best value or hypervolume against evaluations, a panel for each problem.
 
+    Lines are means over seeds. The 95 % intervals of more than four lines would hide one another:
+    they are drawn behind the end of the lines alone, side by side.
+
     Args:
         runs: Runs that `complete` returned.
 
     Returns:
         The figure; None without runs.
     """
-    from scipy.stats import t
-
-    from gp_deq.plotting import Band
-
     if not runs:
         return None
-    panels = []
-    for name in dict.fromkeys(run.problem for run in runs):
-        problem, bands = known_problem(name), []
-        regret = problem.best is not None
-        for surrogate in dict.fromkeys(run.surrogate for run in runs):
-            group = [run for run in runs if (run.problem, run.surrogate) == (name, surrogate)]
-            first = group[0].num_initial
-            scores = np.stack([run.scores for run in group])[:, first - 1 :]
-            mean, half = scores.mean(0), np.zeros(scores.shape[1])
-            if len(group) > 1:
-                half = t.ppf(0.975, len(group) - 1) * scores.std(0, ddof=1) / len(group) ** 0.5
-            curves = np.stack([mean, mean - half, mean + half])
-            curves = 10.0**-curves if regret else curves
-            evaluations = range(first, first + scores.shape[1])
-            bands.append(Band(surrogate, list(evaluations), *curves.tolist()))
-        label = "best value" if problem.num_outputs == 1 else "hypervolume"
-        seeds = f"{len(group)} seed{'s' * (len(group) > 1)}"
-        label = "simple regret" if regret else label
-        panels.append(Panel(f"{name}, {seeds}", label, bands, log=regret))
-    return panels_figure(panels, "evaluations", "Bayesian optimisation: mean and 95 % interval")
-
-
-class Panel(NamedTuple):
-    """One of several plots with lines of the same names.
-
-    Args:
-        title: Above it.
-        label: Label of its ordinates.
-        bands: Its lines.
-        log: Whether the ordinates are on a log axis.
-    """
-
-    title: str
-    label: str
-    bands: Sequence[Band]
-    log: bool = False
-
-
-def _draw_last_interval(axes: Axes, band: Band, color: str, place: int) -> None:
-    """The interval at the last abscissa, moved to the right by its place."""
-    x = band.x[-1] + (0.02 + 0.02 * place) * (band.x[-1] - band.x[0] or 1.0)
-    axes.vlines(x, band.low[-1], band.high[-1], color=color, linewidth=1.2)
-    axes.scatter(x, band.mean[-1], color=color, s=5)
-
-
-def panels_figure(panels: Sequence[Panel], abscissa: str, title: str = "") -> Figure:
-    """Lines with confidence intervals, several panels under one legend.
-
-    The intervals of more than four lines would hide one another: they are drawn behind the end of
-    the lines alone, side by side.
-
-    Args:
-        panels: At least one.
-        abscissa: Label of the abscissae.
-        title: Title of the whole figure.
-
-    Returns:
-        The figure.
-    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     from gp_deq.plotting import COLORS, style
 
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
+    problems, surrogates = (
+        list(dict.fromkeys(getattr(run, name) for run in runs)) for name in ("problem", "surrogate")
+    )
+    columns = min(4, len(problems))
+    rows = -(-len(problems) // columns)
     figure = Figure(figsize=(max(4.0 * columns, 6.4), 3.1 * rows + 0.9), layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=11)
-    labels = list(dict.fromkeys(band.label for panel in panels for band in panel.bands))
+    figure.suptitle("Bayesian optimisation: mean and 95 % interval", fontsize=11)
     handles = {}
-    for k, panel in enumerate(panels):
+    for k, name in enumerate(problems):
         axes = figure.add_subplot(rows, columns, k + 1)
-        for band in panel.bands:
-            i = labels.index(band.label)
+        problem, means = known_problem(name), []
+        seeds = {run.seed for run in runs if run.problem == name}
+        for i, surrogate in enumerate(surrogates):
+            group = [run for run in runs if (run.problem, run.surrogate) == (name, surrogate)]
+            x, mean, low, high = _curves(group, regret=problem.best is not None)
+            means.append(mean)
             color = COLORS[i % len(COLORS)]
-            if len(labels) > 4:
-                _draw_last_interval(axes, band, color, i)
+            if len(surrogates) > 4:
+                end = x[-1] + (0.02 + 0.02 * i) * (x[-1] - x[0] or 1.0)
+                axes.vlines(end, low[-1], high[-1], color=color, linewidth=1.2)
+                axes.scatter(end, mean[-1], color=color, s=5)
             else:
-                axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.1, linewidth=0)
-            (handles[band.label],) = axes.plot(
-                band.x,
-                band.mean,
-                color=color,
-                linewidth=1.6,
-                linestyle="-" if i < len(COLORS) else "--",
-            )
-        if panel.log:
+                axes.fill_between(x, low, high, color=color, alpha=0.1, linewidth=0)
+            line = "-" if i < len(COLORS) else "--"
+            (handles[surrogate],) = axes.plot(x, mean, color=color, linewidth=1.6, linestyle=line)
+        if problem.best is not None:
             axes.set_yscale("log")
         # of the lines alone: the intervals of two or three repetitions dwarf them
         transform = axes.transScale.inverted().transform
-        ends = axes.transScale.transform(
-            [(band.x[0], end(band.mean)) for band in panel.bands for end in (min, max)]
-        )[:, 1]
-        margin = 0.12 * (ends.max() - ends.min()) or 1.0
-        axes.set_ylim(*transform([(0.0, ends.min() - margin), (0.0, ends.max() + margin)])[:, 1])
+        limits = (np.min(means), np.max(means))
+        ends = axes.transScale.transform([(x[0], limit) for limit in limits])[:, 1]
+        margin = 0.12 * (ends[1] - ends[0]) or 1.0
+        axes.set_ylim(*transform([(0.0, ends[0] - margin), (0.0, ends[1] + margin)])[:, 1])
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_title(panel.title, fontsize=10)
-        axes.set_xlabel(abscissa, fontsize=9)
-        axes.set_ylabel(panel.label, fontsize=9)
+        axes.set_title(f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}", fontsize=10)
+        axes.set_xlabel("evaluations", fontsize=9)
+        value = "best value" if problem.num_outputs == 1 else "hypervolume"
+        axes.set_ylabel(value if problem.best is None else "simple regret", fontsize=9)
         axes.tick_params(which="both", labelsize=8)
         style(axes)
     figure.legend(
-        [handles[label] for label in labels],
-        labels,
+        list(handles.values()),
+        surrogates,
         loc="outside lower center",
-        ncols=min(5, len(labels)),
+        ncols=min(5, len(surrogates)),
         fontsize=9,
         frameon=False,
     )
     return figure
+
+
+def _curves(group: Sequence[Run], regret: bool) -> tuple[range, np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of evaluations, the mean over seeds, and the ends of its 95 % interval."""
+    first = group[0].num_initial
+    scores = np.stack([run.scores for run in group])[:, first - 1 :]
+    mean, half = scores.mean(0), np.zeros(scores.shape[1])
+    if len(group) > 1:
+        quantile = stats.t.ppf(0.975, len(group) - 1)
+        half = quantile * scores.std(0, ddof=1) / len(group) ** 0.5
+    curves = np.stack([mean, mean - half, mean + half])
+    mean, low, high = 10.0**-curves if regret else curves
+    return range(first, first + scores.shape[1]), mean, low, high

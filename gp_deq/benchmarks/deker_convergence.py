@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -41,10 +41,7 @@ except ImportError as error:
     raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from gp_deq.plotting import Band
 
 __all__ = [
     "EXPERIMENT",
@@ -54,7 +51,6 @@ __all__ = [
     "References",
     "Summary",
     "centered_kernel_alignment",
-    "convergence_figure",
     "draw",
     "grid",
     "limiting_gram",
@@ -404,79 +400,11 @@ def _plus_minus(value: Interval) -> str:
 
 
 def draw(summaries: Sequence[Summary], levels: References) -> Figure:
-    """The figure: alignment and relative error against the width.
+    """The figure: alignment and relative error against the width, with what to compare them with.
 
     Args:
         summaries: Means and intervals of the draws.
         levels: Alignments and errors to compare with.
-
-    Returns:
-        The figure.
-    """
-    from gp_deq.plotting import Band
-
-    def band(label: str, field: str, group: Sequence[Summary]) -> Band:
-        points = [(item.width, getattr(item, field)) for item in group]
-        points = [(width, value) for width, value in points if not math.isnan(value.mean)]
-        widths, intervals = [p[0] for p in points], [p[1] for p in points]
-        return Band(label, widths, *([i[k] for i in intervals] for k in range(3)))
-
-    alignments, controls, errors = [], [], []
-    for step in dict.fromkeys(item.step_size for item in summaries):
-        group = [item for item in summaries if item.step_size == step]
-        note = f"step size h = {step:g}"
-        alignments.append(band(note, "alignment", group))
-        controls.append(band(note, "control", group))
-        errors.append(band(note, "relative_error", group))
-    title = (
-        "Finite networks after stochastic gradient updates: 10 × 10 grid, ReLU link, linear "
-        f"features, λ = {_REGULARIZATION:g}"
-    )
-    if summaries[0].num_draws > 1:
-        title += f"; mean and 95 % interval of {summaries[0].num_draws} draws"
-    return convergence_figure(
-        alignments,
-        controls,
-        errors,
-        {"limit with the linear kernel": levels.linear, "limit with RBF": levels.control},
-        {"best multiple of the linear kernel": levels.linear_error},
-        title,
-    )
-
-
-def _draw_band(
-    axes: Axes, band: Band, color: str, marker: str, label: str, line: str = "-"
-) -> None:
-    axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.2, linewidth=0)
-    axes.plot(
-        band.x,
-        band.mean,
-        color=color,
-        marker=marker,
-        markersize=4,
-        linewidth=1.4,
-        linestyle=line,
-        label=label,
-    )
-
-
-def convergence_figure(
-    alignments: Sequence[Band],
-    controls: Sequence[Band],
-    errors: Sequence[Band],
-    alignment_levels: Mapping[str, float],
-    error_levels: Mapping[str, float],
-    title: str = "",
-) -> Figure:
-    """Alignment with the limiting matrix and with a control, and relative error, against width.
-
-    Args:
-        alignments: Alignment with the limiting matrix, a line for each setting.
-        controls: Alignment with the control, for the same settings.
-        errors: Relative error of the Gram matrix, for the same settings.
-        alignment_levels: Alignments to compare with, a horizontal line for each label.
-        error_levels: Relative errors to compare with, likewise.
-        title: Title of the whole figure.
 
     Returns:
         The figure.
@@ -487,18 +415,37 @@ def convergence_figure(
     from gp_deq.plotting import COLORS, MARKERS, plain_log_axis, style
 
     figure = Figure(figsize=(10.4, 4.2), layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=10.5)
+    title = (
+        "Finite networks after stochastic gradient updates: 10 × 10 grid, ReLU link, linear "
+        f"features, λ = {_REGULARIZATION:g}"
+    )
+    if summaries[0].num_draws > 1:
+        title += f"; mean and 95 % interval of {summaries[0].num_draws} draws"
+    figure.suptitle(title, fontsize=10.5)
     left, right = figure.subplots(1, 2)
-    for i, (alignment, control, error) in enumerate(zip(alignments, controls, errors)):
-        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        _draw_band(left, alignment, color, marker, f"with the DEKer kernel, {alignment.label}")
-        _draw_band(left, control, color, marker, f"with RBF (control), {control.label}", "--")
-        _draw_band(right, error, color, marker, error.label)
+    steps = list(dict.fromkeys(item.step_size for item in summaries))
+    for step, color, marker in zip(steps, itertools.cycle(COLORS), itertools.cycle(MARKERS)):
+        group = [item for item in summaries if item.step_size == step]
+        note = f"step size h = {step:g}"
+        look = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.4}
+        for axes, field, label, line in (
+            (left, "alignment", f"with the DEKer kernel, {note}", "-"),
+            (left, "control", f"with RBF (control), {note}", "--"),
+            (right, "relative_error", note, "-"),
+        ):
+            # undefined means are left out, also where all are
+            points = [(item.width, *getattr(item, field)) for item in group]
+            points = [point for point in points if not math.isnan(point[1])]
+            x, mean, low, high = zip(*points) if points else ((), (), (), ())
+            axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(x, mean, linestyle=line, label=label, **look)
     left.axhline(1.0, color="0.4", linewidth=0.7)
-    for axes, levels in ((left, alignment_levels), (right, error_levels)):
-        for (label, level), line in zip(levels.items(), itertools.cycle((":", "-."))):
-            axes.axhline(level, color="0.4", linewidth=1.0, linestyle=line, label=label)
+    for axes, level, label, line in (
+        (left, levels.linear, "limit with the linear kernel", ":"),
+        (left, levels.control, "limit with RBF", "-."),
+        (right, levels.linear_error, "best multiple of the linear kernel", ":"),
+    ):
+        axes.axhline(level, color="0.4", linewidth=1.0, linestyle=line, label=label)
     left.set_ylim(0.0, 1.04)
     left.set_ylabel("centred kernel alignment", fontsize=9)
     left.set_title("Alignment of the Gram matrices", fontsize=10)
@@ -510,18 +457,13 @@ def convergence_figure(
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     right.set_ylabel("relative error (Frobenius norm)", fontsize=9)
     right.set_title("Error of the Gram matrix", fontsize=10)
-    widths = sorted({x for band in (*alignments, *errors) for x in band.x})
-    if widths:
-        low = min(band.mean[-1] for band in errors if band.x)
-        guide = [0.8 * low * (widths[-1] / x) ** 0.5 for x in widths]
-        right.plot(widths, guide, color="0.7", linewidth=1.2, label="slope −1/2")
+    widths = sorted({item.width for item in summaries})
+    lowest = min(item.relative_error.mean for item in summaries if item.width == widths[-1])
+    guide = [0.8 * lowest * (widths[-1] / width) ** 0.5 for width in widths]
+    right.plot(widths, guide, color="0.7", linewidth=1.2, label="slope −1/2")
     for axes in (left, right):
-        plain_log_axis(
-            axes,
-            [a * 10.0**k for k in range(7) for a in (1, 2, 5)],
-        )
-        if widths:
-            axes.set_xlim(widths[0] / 1.1, widths[-1] * 1.1)
+        plain_log_axis(axes, [a * 10.0**k for k in range(7) for a in (1, 2, 5)])
+        axes.set_xlim(widths[0] / 1.1, widths[-1] * 1.1)
         axes.set_xlabel("width d (observed coordinates), $m = d^{3/2}$ features", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.legend(fontsize=7.5, frameon=False, loc="best")

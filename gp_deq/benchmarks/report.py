@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from gp_deq.benchmarks.experiment import Table
 from gp_deq.benchmarks.ranks import Ranking, complete, frame, paired_tests, rank, score_table
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gp_deq.benchmarks.regression import Result
 
-__all__ = ["RankPanel", "draw", "ranks_figure", "tables"]
+__all__ = ["draw", "tables"]
 
 #: Scores by column: title, format, and whether they are ranked.
 _SCORES = {
@@ -62,24 +62,43 @@ def tables(results: Sequence[Result]) -> Iterator[Table | str]:
 
 
 def draw(results: Sequence[Result]) -> Figure | None:
-    """The figure of mean ranks.
+    """Mean ranks with bars of half the critical difference: kernels whose bars overlap are alike.
 
     Args:
         results: Finished runs of one protocol.
 
     Returns:
-        The figure; None if no split has been finished by all kernels.
+        The figure, a panel for each score; None if no split has been finished by all kernels.
     """
     if not results or (whole := complete(frame(results))).empty:
         return None
+    from matplotlib.figure import Figure
+
+    from gp_deq.plotting import palette, style
+
     rankings = _rankings(whole)
-    panels = [
-        RankPanel(name, ranking.ranks, ranking.critical_difference)
-        for name, ranking in rankings.items()
-    ]
-    blocks = next(iter(rankings.values())).num_blocks
+    kernels = sorted(set(whole["kernel"]))
+    size = (4.6 * len(rankings), 0.3 * len(kernels) + 1.4)
+    figure = Figure(figsize=size, layout="constrained")
+    num_blocks = whole["dataset"].nunique()
     splits = _splits(_num_splits(whole))
-    return ranks_figure(panels, f"{results[0].protocol}: {blocks} data sets, {splits} of each")
+    title = f"{results[0].protocol}: {num_blocks} data sets, {splits} of each"
+    figure.suptitle(title, fontsize=11)
+    colors = palette(kernels)
+    panels = figure.subplots(1, len(rankings), squeeze=False)[0]
+    for axes, (score, ranking) in zip(panels, rankings.items(), strict=True):
+        half = ranking.critical_difference / 2
+        for i, (name, mean) in enumerate(ranking.ranks.items()):
+            axes.errorbar(mean, i, xerr=half, fmt="o", color=colors[name], capsize=3)
+        best = min(ranking.ranks.values())
+        axes.axvspan(best - half, best + half, color="0.92", zorder=0)
+        axes.set_yticks(range(len(kernels)), list(ranking.ranks))
+        axes.invert_yaxis()
+        axes.set_title(score, fontsize=10)
+        axes.set_xlabel("mean rank (1 is best) ± half the critical difference", fontsize=8)
+        axes.tick_params(labelsize=8)
+        style(axes)
+    return figure
 
 
 def _rankings(whole: pd.DataFrame) -> dict[str, Ranking]:
@@ -135,52 +154,3 @@ def _notes(results: pd.DataFrame, rankings: Mapping[str, Ranking], num_splits: i
             f"splits, median difference {row.difference:+.1%}, p = {row.p:.2g} (Wilcoxon, Holm)."
         )
     return notes
-
-
-class RankPanel(NamedTuple):
-    """Mean ranks of several methods.
-
-    Args:
-        title: Above them.
-        ranks: By method, 1 the best.
-        critical_difference: Ranks that differ by less are not told apart.
-    """
-
-    title: str
-    ranks: Mapping[str, float]
-    critical_difference: float
-
-
-def ranks_figure(panels: Sequence[RankPanel], title: str = "") -> Figure:
-    """Mean ranks with bars of half the critical difference: methods whose bars overlap are alike.
-
-    Args:
-        panels: One for each score.
-        title: Title of the whole figure.
-
-    Returns:
-        The figure.
-    """
-    from matplotlib.figure import Figure
-
-    from gp_deq.plotting import palette, style
-
-    longest = max((len(panel.ranks) for panel in panels), default=1)
-    figure = Figure(figsize=(4.6 * len(panels), 0.3 * longest + 1.4), layout="constrained")
-    if title:
-        figure.suptitle(title, fontsize=11)
-    colors = palette(sorted(name for panel in panels for name in panel.ranks))
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        names = sorted(panel.ranks, key=lambda name: panel.ranks[name])
-        half = panel.critical_difference / 2
-        for i, name in enumerate(names):
-            axes.errorbar(panel.ranks[name], i, xerr=half, fmt="o", color=colors[name], capsize=3)
-        best = panel.ranks[names[0]]
-        axes.axvspan(best - half, best + half, color="0.92", zorder=0)
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
-        axes.set_title(panel.title, fontsize=10)
-        axes.set_xlabel("mean rank (1 is best) ± half the critical difference", fontsize=8)
-        axes.tick_params(labelsize=8)
-        style(axes)
-    return figure

@@ -23,7 +23,6 @@ from gp_deq.benchmarks.deker_convergence import (
     run_convergence,
     summarize,
 )
-from gp_deq.plotting import Band
 
 HEADER = ",".join(f.name for f in dataclasses.fields(deker_convergence.Draw)) + "\n"
 TINY = ConvergenceConfig(widths=(6, 30), seeds=2, num_steps=5, step_sizes=(1.0, 0.5))
@@ -204,23 +203,30 @@ def test_command_refuses_bad_settings(tmp_path: Path) -> None:
 
 
 def test_figure() -> None:
-    x = (10, 100)
-    near = Band("a", x, (0.8, 0.9), (0.7, 0.85), (0.9, 0.95))
-    control = Band("a", x, (0.3, 0.4), (0.2, 0.35), (0.4, 0.45))
-    error = Band("a", x, (0.5, 0.1), (0.4, 0.05), (0.6, 0.15))
-    figure = deker_convergence.convergence_figure(
-        [near], [control], [error], {"RBF": 0.45, "linear": 0.9}, {"linear": 0.3}, title="t"
-    )
+    def summary(step: float, width: int, *means: float) -> deker_convergence.Summary:
+        intervals = [deker_convergence.Interval(m, 0.9 * m, 1.1 * m) for m in means]
+        return deker_convergence.Summary(step, width, 30, 3, 0, *intervals)
+
+    summaries = [
+        summary(1.0, 5, math.nan, math.nan, 1.0),  # undefined: no feature is left
+        summary(1.0, 10, 0.8, 0.3, 0.5),
+        summary(1.0, 100, 0.9, 0.4, 0.1),
+    ]
+    levels = deker_convergence.References(0.45, 0.95, 0.3)
+    figure = deker_convergence.draw(summaries, levels)
+    assert "interval of 3 draws" in figure.get_suptitle()
     left, right = figure.axes
+    assert list(left.lines[0].get_xdata()) == [10, 100]
     assert list(left.lines[0].get_ydata()) == [0.8, 0.9]
     assert list(left.lines[1].get_ydata()) == [0.3, 0.4]
-    assert list(right.lines[0].get_ydata()) == [0.5, 0.1]
+    assert list(right.lines[0].get_ydata()) == [1.0, 0.5, 0.1]
     assert len(left.collections) == 2 and len(right.collections) == 1
     labels = [text.get_text() for text in left.get_legend().get_texts()]
-    assert labels == ["with the DEKer kernel, a", "with RBF (control), a", "RBF", "linear"]
+    note = "step size h = 1"
+    limits = ["limit with the linear kernel", "limit with RBF"]
+    assert labels == [f"with the DEKer kernel, {note}", f"with RBF (control), {note}", *limits]
     labels = [text.get_text() for text in right.get_legend().get_texts()]
-    assert labels == ["a", "linear", "slope −1/2"]
+    assert labels == [note, "best multiple of the linear kernel", "slope −1/2"]
     assert (left.get_xscale(), right.get_yscale()) == ("log", "log")
     assert left.get_ylabel() == "centred kernel alignment"
-    nowhere = near._replace(x=(), mean=(), low=(), high=())  # undefined at every width
-    deker_convergence.convergence_figure([nowhere], [nowhere], [error], {}, {})
+    deker_convergence.draw(summaries[:1], levels)  # undefined at every width

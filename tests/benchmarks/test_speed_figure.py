@@ -1,38 +1,54 @@
-"""The figure of the benchmark of speed shows what it was given."""
+"""The figure of the benchmark of speed shows what was measured."""
 
 from pathlib import Path
 
 import pytest
 
+pytest.importorskip("botorch")
+pytest.importorskip("joblib")
 pytest.importorskip("matplotlib")
 
-from gp_deq.benchmarks.speed_figure import Bar, Series, speed_figure
+from gp_deq.benchmarks.speed import Record, Target
+from gp_deq.benchmarks.speed_figure import draw
 from gp_deq.plotting import save_figure
 
 
-def test_speed(tmp_path: Path) -> None:
-    bars = [
-        Bar("reference", 1.0),
-        Bar("met", 0.9, target=1.0),
-        Bar("missed", 2.4, target=2.0),
+def record(
+    section: str, kernel: str, ratio: float, n: int = 500, depth: int | None = None
+) -> Record:
+    return Record(section, kernel, n, depth, "s", ratio / 10, 0.0, 1.0, ratio, 3)
+
+
+def test_ratios_with_their_targets(tmp_path: Path) -> None:
+    ratios = {"reference": 1.0, "met": 0.9, "missed": 2.4}
+    records = [record("kept-pages", name, ratio) for name, ratio in ratios.items()]
+    records += [
+        record(section, "reference", 1.0, n) for section in ("time-n", "memory-n") for n in (9, 99)
     ]
-    line = Series("reference", (500, 1000), (0.1, 0.4))
-    lines = {("n", "time"): [line], ("n", "memory"): [line], ("depth", "time"): [line]}
-    figure = speed_figure(bars, lines, title="where")
-    axes = figure.axes[0]
+    records += [record("time-depth", f"deep depth {d}", 2.0, depth=d) for d in (10, 3)]
+    targets = [
+        Target(f"{name}: time / Matérn-5/2, kept pages", bound, ratios[name])
+        for name, bound in (("met", 1.0), ("missed", 2.0))
+    ]
+    figure = draw(records, targets, "where")
+    assert figure.get_suptitle() == "where"
+    axes, *others = figure.axes
     assert [patch.get_width() for patch in axes.patches] == [1.0, 0.9, 2.4]
-    colors = {patch.get_facecolor() for patch in axes.patches}
-    assert len(colors) == 3  # no target, met, missed
+    assert len({patch.get_facecolor() for patch in axes.patches}) == 3  # no target, met, missed
     assert [text.get_text().strip() for text in axes.texts] == ["1.00", "0.90", "2.40"]
-    assert len(figure.axes) == 4
-    assert figure.axes[1].get_xscale() == figure.axes[1].get_yscale() == "log"
+    names = [(panel.get_xlabel().split(" (")[0], panel.get_ylabel()) for panel in others]
+    assert names == [("n", "time [s]"), ("depth", "time [s]"), ("n", "peak memory [MiB]")]
+    assert others[0].get_xscale() == others[0].get_yscale() == "log"
+    assert list(others[0].lines[0].get_xdata()) == [9, 99]
+    assert list(others[1].lines[0].get_xdata()) == [3, 10]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["reference", "deep"]
     save_figure(figure, tmp_path / "s.png", dpi=100)
     data = (tmp_path / "s.png").read_bytes()
-    size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    assert size == (1400, 720)
+    assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (1400, 720)
 
 
-def test_speed_without_lines(tmp_path: Path) -> None:
-    figure = speed_figure([Bar("only", 1.0)], {})
+def test_without_lines(tmp_path: Path) -> None:
+    figure = draw([record("kept-pages", "only", 1.0)], [], "")
     assert len(figure.axes) == 1
     save_figure(figure, tmp_path / "s.png")
