@@ -1,11 +1,12 @@
 """Deep-equilibrium kernels for GPyTorch and BoTorch."""
 
 from . import activations, equilibrium, kernels, settings
-from .kernels import DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
+from .kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEKerKernel",
     "DEQNNGPKernel",
     "DEQNTKKernel",
     "NNGPKernel",

@@ -18,7 +18,7 @@ from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
 from ..kernels.base import NeuralKernel
 from ..kernels.weighted import EquilibriumKernel
 from ..kernels.constraints import AboveCritical, BelowCritical
-from ..kernels.deker_kernel import check_step_size
+from ..kernels.deker import check_step_size
 from .strength_prior import StrengthPrior
 
 

@@ -8,6 +8,7 @@ from .monitor import ConvergenceWarning, SolverMonitor, SolverReport
 from .newton import newton
 from .pair_angle import PairAngle
 from .pair_distance import PairDistance
+from .pair_profile import PairProfile, Shape
 from .read_out import TRAINED, Layer, ReadOut, check_trained, tangent
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "PairDistance",
     "PairFunction",
     "PairMap",
+    "PairProfile",
     "ReadOut",
     "Recomputed",
+    "Shape",
     "SolverMonitor",
     "SolverReport",
     "chebyshev",

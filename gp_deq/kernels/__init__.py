@@ -1,9 +1,9 @@
 """What a GPyTorch user imports: kernels of infinitely wide networks."""
 
-# from .deker_kernel import DEKerKernel
+from .deker import DEKerKernel
 from .deq_nngp_kernel import DEQNNGPKernel
 from .deq_ntk_kernel import DEQNTKKernel
 from .nngp_kernel import NNGPKernel
 from .ntk_kernel import NTKKernel
 
-__all__ = ["DEQNNGPKernel", "DEQNTKKernel", "NNGPKernel", "NTKKernel"]
+__all__ = ["DEKerKernel", "DEQNNGPKernel", "DEQNTKKernel", "NNGPKernel", "NTKKernel"]

@@ -332,11 +332,11 @@ def test_integer_inputs_of_features() -> None:
     assert torch.equal(kernel.nugget(x), kernel.nugget(x.double()))
 
 
-@pytest.mark.parametrize(("cls", "other"), [(DEQNNGPKernel, "NNGPKernel"), (DEQNTKKernel, "NTKKernel")])
+@pytest.mark.parametrize(
+    ("cls", "other"), [(DEQNNGPKernel, "NNGPKernel"), (DEQNTKKernel, "NTKKernel")]
+)
 @pytest.mark.parametrize("argument", [{"depth": 3}, {"input_injection": True}], ids=str)
-def test_depth_of_an_infinitely_deep_network(
-    cls: type[Kernel], other: str, argument: dict
-) -> None:
+def test_depth_of_an_infinitely_deep_network(cls: type[Kernel], other: str, argument: dict) -> None:
     with pytest.raises(TypeError, match=rf"no depth to choose.*{other}\(depth="):
         cls(**argument)
 

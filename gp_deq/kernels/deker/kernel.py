@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,39 +12,20 @@ from gpytorch.kernels import Kernel
 from gpytorch.priors import Prior
 from torch import Tensor
 
-from ..activations import ExponentialFamilyLink, PairCovariance, get_link
-from ..activations.injected import injected_angle
-from ..activations.pair_covariance import safe_sqrt
-from ..equilibrium import SolverMonitor
-from ..equilibrium.fast import fast_matrix
-from ..equilibrium.gradient_angles import (
-    LINEAR,
-    RECTIFIED,
-    Features,
-    feature_versine,
-    settle_angles,
-    settled_unit_gain,
-    update_angles,
-)
-from ..equilibrium.gradient_updates import (
-    FeatureMoments,
-    feature_moments,
-    settle_pairs,
-    settle_variances,
-    update_pairs,
-)
-from ..equilibrium.pairwise import PairFunction
-from ..equilibrium.profile import ProfileSolver, fit_profile
-from ..equilibrium.settled import SettledSolver
-from ._base import NeuralKernel
-from .constraints import AboveCritical, NonNegative
+from ...activations import ExponentialFamilyLink, PairCovariance, get_link
+from ...equilibrium import PairFunction, PairMap, SolverMonitor
+from ..base import Hyperparameter, NeuralKernel
+from ..constraints import Region
+from .angle_fixed_point import AngleFixedPoint, KernelAngleFixedPoint
+from .covariance_fixed_point import CovarianceFixedPoint
+from .observed import UNIT_FEATURES, InjectedPair
+from .regime import Regime
+from .updates import AngleUpdates, CovarianceUpdates
 
 #: Features known by name.
-FEATURES = ("relu", "linear")
+FEATURES = tuple(UNIT_FEATURES)
 #: Values of identical inputs.
 COINCIDENT = ("continuous", "sgd")
-#: Updates after which the kernel is still interpolated in a root of the angle.
-_INTERPOLATED_STEPS = 5
 
 
 class DEKerKernel(NeuralKernel):
@@ -132,7 +112,14 @@ class DEKerKernel(NeuralKernel):
         torch.Size([10, 10])
     """
 
-    _hyperparameters = ("regularization", "feature_scale", "bias_variance")
+    hyperparameter_names = ("regularization", "feature_scale", "bias_variance")
+
+    regularization = Hyperparameter(
+        r"Strength :math:`\lambda` of the penalty, ``*batch_shape x 1 x 1``."
+    )
+    feature_scale = Hyperparameter(
+        "Scale :math:`a` of the observed features, ``*batch_shape x 1 x 1``."
+    )
 
     def __init__(
         self,
@@ -153,13 +140,13 @@ class DEKerKernel(NeuralKernel):
         super().__init__(*args, **kwargs)
         self.link = get_link(link)
         self.features = self._check_features(features)
-        self.num_steps = _check_num_steps(num_steps)
         self.step_size = check_step_size(step_size)
         if coincident not in COINCIDENT:
             raise ValueError(
                 f"coincident must be one of {', '.join(map(repr, COINCIDENT))}, got {coincident!r}."
             )
         self.coincident = coincident
+        self.num_steps = num_steps
         critical = self.critical_regularization
         if not math.isfinite(critical):
             raise ValueError(
@@ -167,20 +154,26 @@ class DEKerKernel(NeuralKernel):
                 f"{self.link!r} is not bounded, so its updates need not have a fixed point."
             )
         regularization, scale = self._initial_values()
-        constraint = regularization_constraint or AboveCritical(critical, regularization)
-        if not float(constraint.lower_bound.min()) > critical:
-            raise ValueError(
-                f"regularization_constraint must keep regularization in ({critical:g}, inf), above "
-                f"the critical value of {self.link!r}; got {constraint}."
-            )
-        self._register_hyperparameter("regularization", constraint, regularization_prior)
-        constraint = feature_scale_constraint or NonNegative(initial_value=scale)
-        if float(constraint.lower_bound.min()) < 0:
-            raise ValueError(
-                "feature_scale_constraint must not let feature_scale be negative, got "
-                f"{constraint}."
-            )
-        self._register_hyperparameter("feature_scale", constraint, feature_scale_prior)
+        DEKerKernel.regularization.register(
+            self,
+            Region.above_critical(critical, self.link, regularization),
+            regularization_constraint,
+            regularization_prior,
+        )
+        DEKerKernel.feature_scale.register(
+            self, Region.not_negative(scale), feature_scale_constraint, feature_scale_prior
+        )
+
+    @property
+    def num_steps(self) -> int | None:
+        """Number of updates; None for their fixed point."""
+        return self._num_steps
+
+    @num_steps.setter
+    def num_steps(self, num_steps: int | None) -> None:
+        self._num_steps = _check_num_steps(num_steps)
+        features = self.features if isinstance(self.features, str) else None
+        self._regime = choose_regime(self.link, features, num_steps, self.step_size)
 
     def _initial_values(self) -> tuple[float, float]:
         """Of ``regularization`` and ``feature_scale``, such that a variance of one stays one.
@@ -214,24 +207,6 @@ class DEKerKernel(NeuralKernel):
         r"""That of the link times :math:`\sqrt{h/(2-h)}`; ``regularization`` is larger."""
         return self.link.critical_regularization * math.sqrt(self.step_size / (2 - self.step_size))
 
-    @property
-    def regularization(self) -> Tensor:
-        r"""Strength :math:`\lambda` of the penalty, ``*batch_shape x 1 x 1``."""
-        return self._hyperparameter("regularization")
-
-    @regularization.setter
-    def regularization(self, value: Tensor | float) -> None:
-        self._set_hyperparameter("regularization", value)
-
-    @property
-    def feature_scale(self) -> Tensor:
-        r"""Scale :math:`a` of the observed features, ``*batch_shape x 1 x 1``."""
-        return self._hyperparameter("feature_scale")
-
-    @feature_scale.setter
-    def feature_scale(self, value: Tensor | float) -> None:
-        self._set_hyperparameter("feature_scale", value)
-
     def nugget(self, x: Tensor) -> Tensor:
         r"""What ``coincident="sgd"`` adds to the variances, whatever the option of this kernel is.
 
@@ -246,10 +221,11 @@ class DEKerKernel(NeuralKernel):
             x = x.index_select(-1, self.active_dims)
         self._check_inputs(x, x, True)
         z1, z2, values = self._arguments(x, x, True)
-        monitor = SolverMonitor()
+        assert z2 is not None
+        pair = InjectedPair.of(z1, z2, values[2])
         sgd, limit = (
-            self._pair_function(monitor, option)(z1, z2, *values)
-            for option in ("sgd", "continuous")
+            self._covariance(pair, identical, SolverMonitor(), values)
+            for identical in (True, False)
         )
         return (sgd - limit).squeeze(-1).squeeze(-1)
 
@@ -269,17 +245,54 @@ class DEKerKernel(NeuralKernel):
         cov = self.features(x1, x2).to_dense()
         return z1, z2, [*values, cov, variances[0].unsqueeze(-1), variances[1].unsqueeze(-2)]
 
+    def _pair(
+        self, injected: PairCovariance, monitor: SolverMonitor, *values: Any, **inputs: Any
+    ) -> Tensor:
+        """The kernel; the angle of a pair has digits that the covariance has lost.
+
+        Args:
+            injected: Covariance of the injected input.
+            monitor: Collects the record of the solves.
+            *values: Hyperparameters, and the covariance and variances of the features if these are
+                a GPyTorch kernel.
+            **inputs: The scaled inputs, ``x1`` and ``x2``.
+        """
+        pair = InjectedPair(**inputs, bias_variance=values[2], cov=injected)
+        return self._covariance(pair, self.coincident == "sgd", monitor, values)
+
+    def _covariance(
+        self,
+        pair: InjectedPair,
+        identical: bool,
+        monitor: SolverMonitor,
+        values: Sequence[Tensor],
+    ) -> Tensor:
+        regularization, feature_scale, _, *moments = values
+        features = _features_of_a_kernel(pair, *moments) if moments else None
+        return self._regime.covariance(
+            pair, features, regularization, feature_scale, identical, monitor
+        )
+
+    def _pair_function(self, monitor: SolverMonitor) -> PairFunction:
+        def function(z1: Tensor, z2: Tensor, *values: Tensor) -> Tensor:
+            injected = PairCovariance.from_inputs(z1, z2, values[2])
+            return self._pair(injected, monitor, *values, x1=z1, x2=z2)
+
+        return function
+
+    def _pair_map(self, monitor: SolverMonitor, *hyperparameters: Tensor) -> PairMap:
+        found = self._regime.pair_map(*hyperparameters, self.coincident == "sgd", monitor)
+        return super()._pair_map(monitor, *hyperparameters) if found is None else found
+
     def _evaluate(
         self,
         z1: Tensor,
         z2: Tensor | None,
-        hyperparameters: list[Tensor],
+        hyperparameters: Sequence[Tensor],
         monitor: SolverMonitor,
     ) -> Tensor:
         if isinstance(self.features, str):
-            make_solver = self._make_profile if self.link.homogeneous else self._make_settled
-            reference = self._pair_function(monitor)
-            return fast_matrix(make_solver, reference, z1, z2, hyperparameters, monitor)
+            return super()._evaluate(z1, z2, hyperparameters, monitor)
         # the features have hyperparameters of their own, and so are evaluated once, for all pairs
         others = z1 if z2 is None else z2
         value = self._pair_function(monitor)(z1, others, *hyperparameters)
@@ -287,162 +300,6 @@ class DEKerKernel(NeuralKernel):
             return value
         upper = torch.ones(value.shape[-2:], dtype=torch.bool, device=value.device).triu_()
         return torch.where(upper, value, value.mT)
-
-    def _make_settled(self, *arguments: Any) -> SettledSolver | None:
-        if self.num_steps is not None:
-            return None
-        assert isinstance(self.features, str)
-        identical = self.coincident == "sgd"
-        return SettledSolver(self.link, self.features, self.step_size, identical, *arguments)
-
-    def _make_profile(
-        self,
-        z1: Tensor,
-        z2: Tensor | None,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        bias_variance: Tensor,
-        monitor: SolverMonitor,
-    ) -> ProfileSolver | None:
-        def profile(theta: Tensor, regularization: Tensor, feature_scale: Tensor) -> Tensor:
-            versine = 2 * (theta / 2).sin().square()
-            one = torch.ones_like(theta)
-            unit = PairCovariance(one, one, 2 * versine, torch.zeros_like(theta))
-            return self._homogeneous(
-                unit, theta, versine, regularization, feature_scale, False, monitor
-            )
-
-        finite = self.num_steps is not None
-        if self.num_steps is not None and self.num_steps > _INTERPOLATED_STEPS:
-            return None
-        # each update but the first takes a root of small angles
-        roots = self.num_steps - 1 if self.num_steps is not None else 0
-        knee = -1 - 2 / max(roots, 1e-3) ** 1.6 if finite else 0.4
-        given = (regularization, feature_scale)
-        fit = fit_profile(profile, given, roots, cusp=finite, knee=knee)
-        if fit is None:
-            return None
-        identical = None
-        if self.coincident == "sgd" and not finite:
-            with torch.enable_grad():
-                identical = self._settled_gain(*fit.given)
-        return ProfileSolver(fit, identical, z1, z2, bias_variance)
-
-    def _settled_gain(self, regularization: Tensor, feature_scale: Tensor) -> Tensor:
-        unit_gain = settled_unit_gain(self._moments, self.step_size, regularization)
-        return unit_gain * feature_scale.square()
-
-    @property
-    def _moments(self) -> Features:
-        return LINEAR if self.features == "linear" else RECTIFIED
-
-    def _pair_function(self, monitor: SolverMonitor, coincident: str | None = None) -> PairFunction:
-        identical = (coincident or self.coincident) == "sgd"
-
-        def function(z1: Tensor, z2: Tensor, *values: Tensor) -> Tensor:
-            regularization, feature_scale, bias_variance, *moments = values
-            injected = PairCovariance.from_inputs(z1, z2, bias_variance)
-            if self.link.homogeneous and not moments:
-                angles = injected_angle(z1, z2, bias_variance, injected)
-                return self._homogeneous(
-                    injected, *angles, regularization, feature_scale, identical, monitor
-                )
-            return self._read_out(
-                injected, monitor, regularization, feature_scale, moments, identical
-            )
-
-        return function
-
-    def _homogeneous(
-        self,
-        injected: PairCovariance,
-        angle: Tensor,
-        versine: Tensor,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        identical: bool,
-        monitor: SolverMonitor,
-    ) -> Tensor:
-        features = self._moments
-        scale = safe_sqrt(injected.var1) * safe_sqrt(injected.var2)
-        if self.num_steps is not None:
-            gain, versine = update_angles(
-                features,
-                self.num_steps,
-                self.step_size,
-                regularization,
-                feature_scale,
-                angle,
-                versine,
-            )
-            return scale * gain * (1 - versine)
-        start = feature_versine(features, versine)
-        gain, theta = settle_angles(
-            features, self.step_size, regularization, feature_scale, start, monitor
-        )
-        cosine = theta.cos()
-        if identical:
-            cosine = torch.where(injected.sqdist == 0, 1.0, cosine)
-        return scale * gain * cosine
-
-    def _read_out(
-        self,
-        injected: PairCovariance,
-        monitor: SolverMonitor,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        moments: list[Tensor],
-        identical: bool,
-    ) -> Tensor:
-        same = injected.sqdist == 0
-        features = self._features(injected, moments, same)
-        if self.num_steps is not None:
-            return update_pairs(
-                self.link,
-                features.scaled(feature_scale),
-                self.num_steps,
-                self.step_size,
-                regularization,
-                injected,
-            ).cov
-        if not self.link.homogeneous:
-            features = features.scaled(feature_scale)
-            centred, mean1, mean2 = features
-            of = partial(settle_variances, self.link)
-            given = self.step_size, regularization, monitor
-            variances = (
-                of(centred.var1, mean1, *given),
-                of(centred.var2.mT, None if mean2 is None else mean2.mT, *given).mT,
-            )
-            return settle_pairs(
-                self.link,
-                features,
-                self.step_size,
-                regularization,
-                variances,
-                same,
-                identical,
-                monitor,
-            )
-        # the fixed point has forgotten the injected input: only the features' angle is left
-        pair = features.centred
-        gain, theta = settle_angles(
-            LINEAR, self.step_size, regularization, feature_scale, pair.versine, monitor
-        )
-        cosine = torch.where(same, 1.0, theta.cos()) if identical else theta.cos()
-        return safe_sqrt(pair.var1) * safe_sqrt(pair.var2) * gain * cosine
-
-    def _features(
-        self, injected: PairCovariance, moments: list[Tensor], same: Tensor
-    ) -> FeatureMoments:
-        if moments:
-            cov, var1, var2 = moments
-            total = var1 + var2
-            # rounding must not separate inputs that coincide
-            sqdist = torch.where(same, 0.0, (total - 2 * cov).clamp_min(0.0))
-            return FeatureMoments(PairCovariance(var1, var2, sqdist, var1 - var2))
-        assert isinstance(self.features, str)
-        return feature_moments(self.features, injected)[0]
 
     def _check_features(self, features: str | Kernel) -> str | Kernel:
         if isinstance(features, Kernel):
@@ -460,10 +317,37 @@ class DEKerKernel(NeuralKernel):
             )
         return features
 
-    def _region(self, name: str) -> str:
-        if name == "regularization":
-            return f"({self.critical_regularization:g}, inf)"
-        return super()._region(name)
+
+def choose_regime(
+    link: ExponentialFamilyLink, features: str | None, num_steps: int | None, step_size: float
+) -> Regime:
+    """The way to compute the kernel.
+
+    Args:
+        link: The link.
+        features: "relu" or "linear"; None for a GPyTorch kernel.
+        num_steps: Number of updates; None for their fixed point.
+        step_size: Step size of the updates.
+    """
+    angles = link.homogeneous and features is not None
+    if num_steps is not None:
+        if angles:
+            return AngleUpdates(UNIT_FEATURES[features], step_size, num_steps)
+        return CovarianceUpdates(link, features, num_steps, step_size)
+    if angles:
+        return AngleFixedPoint(UNIT_FEATURES[features], step_size)
+    if link.homogeneous:
+        return KernelAngleFixedPoint(step_size)
+    return CovarianceFixedPoint(link, features, step_size)
+
+
+def _features_of_a_kernel(
+    pair: InjectedPair, cov: Tensor, var1: Tensor, var2: Tensor
+) -> PairCovariance:
+    """Covariance of observed features that are a GPyTorch kernel."""
+    # rounding must not separate inputs that coincide
+    sqdist = torch.where(pair.coincident, 0.0, (var1 + var2 - 2 * cov).clamp_min(0.0))
+    return PairCovariance(var1, var2, sqdist, var1 - var2)
 
 
 def _check_num_steps(num_steps: int | None) -> int | None:
