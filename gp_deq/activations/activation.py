@@ -1,4 +1,4 @@
-"""What a layer of infinite width does to the covariance of its pre-activations."""
+"""The Gaussian expectations of an activation, by which it acts on covariances."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class Activation(ABC):
         return self.diagonal(var1) - self.diagonal(var2)
 
     def features(self, variance: Tensor) -> Tensor:
-        """What :meth:`expectations` needs to know of an input: by default its variance.
+        """All that :meth:`expectations` needs to know of an input, by default its variance.
 
         Args:
             variance: ``... x n x 1``.

@@ -43,7 +43,7 @@ class _Angle(torch.autograd.Function):
 
 
 def _polar(versine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Angle, sine and cosine to rounding, which needs no arc sine."""
+    """Angle, sine and cosine to rounding; an arc cosine would lose the digits of small angles."""
     sine, cosine = (2 - versine).mul_(versine).sqrt_(), 1 - versine
     return torch.atan2(sine, cosine), sine, cosine
 
@@ -114,8 +114,8 @@ class _BentDistance(torch.autograd.Function):
     r"""First derivatives in closed form.
 
     With :math:`s = \sqrt{v_1 v_2}` and :math:`e = 1 - \cos\theta`, whose derivatives are
-    :math:`1/2s` by m and :math:`(1 - e)/2v_1 - 1/2s` by :math:`v_1`, the gradients of a function of
-    the squared distance :math:`d` returned and of the angle are
+    :math:`1/2s` with respect to m and :math:`(1 - e)/2v_1 - 1/2s` with respect to :math:`v_1`, the
+    gradients of a function of the squared distance :math:`d` returned and of the angle are
 
     .. math::
         \partial_m = A \partial_d - M, \qquad
@@ -194,7 +194,7 @@ def _versine(pair: PairCovariance) -> Tensor:
 def _bent_distance(
     pair: PairCovariance, linear_part: float, angular_part: float
 ) -> tuple[Tensor, Tensor]:
-    """:func:`bent_distance` with a graph; the derivatives by the difference are the variances'."""
+    """:func:`bent_distance` with a graph; ``vardiff`` hands its derivatives to the variances."""
     difference = pair.var1 - pair.var2
     vardiff = pair.vardiff.detach() + (difference - difference.detach())
     pair = pair._replace(vardiff=vardiff)

@@ -13,11 +13,7 @@ from torch import Tensor
 from .activation import Activation
 from .gradients import value_and_slope
 from .pair_covariance import PairCovariance, bounded
-from .power_series import power_series, series_dual
-
-#: Root that stands for that of a variance of zero. So small that Taylor coefficients times its
-#: powers fall off for functions that vary on a scale down to 1e-6, and a power of two.
-_UNIT = 2.0**-20
+from .power_series import UNIT_ROOT, diagonal_series, expansion_dual, power_series
 
 
 class Hermite(Activation):
@@ -83,10 +79,9 @@ class Hermite(Activation):
     def features(self, variance: Tensor) -> Tensor:
         r"""Variance, root of the variance, and the coefficients a, b (``... x n x f``).
 
-        At variance zero the root is :data:`_UNIT` and the coefficients are those of
-        :meth:`_taylor`.
+        Root and coefficients are those of :meth:`expansion`.
         """
-        columns = torch.cat((variance, *self._expansion(variance)), -1)
+        columns = torch.cat((variance, *self.expansion(variance)), -1)
         # a series reads one coefficient of all inputs at a time
         return columns.mT.contiguous().mT
 
@@ -159,7 +154,8 @@ class Hermite(Activation):
         The squared distance is :math:`\sum_k (a_k - a_k')^2 + 2 e \sum_j r^j \sum_{k > j} a_k
         a_k'` with :math:`e = 1 - r`, the second sum by summation by parts.
         """
-        return self._dual(pair, *self._pair_features(pair))
+        value1, value2 = (self._split(features)[2] for features in self._pair_features(pair))
+        return expansion_dual(value1, value2, pair)
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
@@ -170,40 +166,22 @@ class Hermite(Activation):
     def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
         """See :meth:`Activation.dual_and_derivative`."""
         features1, features2 = self._pair_features(pair)
-        correlation = self._correlation(features1, features2, pair.sqdist)
-        return self._dual(pair, features1, features2), self._slope(
-            features1, features2, correlation
-        )
-
-    def _dual(self, pair: PairCovariance, features1: Tensor, features2: Tensor) -> PairCovariance:
         value1, value2 = (self._split(features)[2] for features in (features1, features2))
-        zero1, zero2 = pair.var1 == 0, pair.var2.mT == 0
-        if not bool(zero1.any()) and not bool(zero2.any()):
-            return series_dual(value1, value2, pair.versine)
-        # squared distances in their form without cancellation, derivatives of the Taylor series
-        exact1, exact2 = (
-            torch.cat((value[..., :1], value[..., 1:].masked_fill(zero, 0.0)), -1)
-            for value, zero in ((value1, zero1), (value2, zero2))
-        )
-        sqdist = series_dual(exact1, exact2, pair.versine).sqdist
-        var1, var2 = self.diagonal(pair.var1), self.diagonal(pair.var2)
-        value = power_series(value1, value2, self._correlation(features1, features2, pair.sqdist))
-        expanded = var1 + var2 - 2 * value
-        expanded = sqdist.detach() + (expanded - expanded.detach())
-        sqdist = torch.where(zero1 | zero2.mT, expanded, sqdist)
-        return PairCovariance(var1, var2, sqdist, var1 - var2)
+        correlation = self._correlation(features1, features2, pair.sqdist)
+        slope = self._slope(features1, features2, correlation)
+        return expansion_dual(value1, value2, pair), slope
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`; cut at the same degree."""
         column = _column(variance)
-        _, value, _ = self._expansion(column)
-        return _diagonal_series(value, value, column).reshape(variance.shape)
+        _, value, _ = self.expansion(column)
+        return diagonal_series(value, value, column).reshape(variance.shape)
 
     def derivative_diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.derivative_diagonal`; cut at the same degree."""
         column = _column(variance)
-        slope = self._expansion(column)[2][..., : self.degree]
-        return _diagonal_series(slope, slope, column).reshape(variance.shape)
+        slope = self.expansion(column)[2][..., : self.degree]
+        return diagonal_series(slope, slope, column).reshape(variance.shape)
 
     def diagonal_slope(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_slope`; cut at the same degree."""
@@ -212,11 +190,11 @@ class Hermite(Activation):
     def diagonal_and_slope(self, variance: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.diagonal_and_slope`."""
         column = _column(variance)
-        root, value, slope = self._expansion(column)
-        bend = 2 * _diagonal_series(self.half_curvature(root, slope), value, column)
+        root, value, slope = self.expansion(column)
+        bend = 2 * diagonal_series(self.half_curvature(root, slope), value, column)
         slope = slope[..., : self.degree]
-        total = _diagonal_series(slope, slope, column) + bend
-        square = _diagonal_series(value, value, column)
+        total = diagonal_series(slope, slope, column) + bend
+        square = diagonal_series(value, value, column)
         return square.reshape(variance.shape), total.reshape(variance.shape)
 
     def truncation_error(self, variance: float) -> float:
@@ -262,11 +240,16 @@ class Hermite(Activation):
         weights = torch.arange(1, self.degree + 1, dtype=slope.dtype, device=slope.device).sqrt()
         return weights * curvature / root
 
-    def _expansion(self, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Roots of the variances, ``... x n x 1``, and coefficients a and b that go with them.
+    def expansion(self, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Roots of the variances, and the coefficients a and b that go with them.
+
+        At variance zero they are :data:`UNIT_ROOT` and the coefficients of :meth:`_taylor`.
 
         Args:
             variance: ``... x n x 1``.
+
+        Returns:
+            ``... x n x 1``, ``... x n x (K + 1)`` and ``... x n x (K + 2)``.
         """
         zero = variance == 0
         if not bool(zero.any()):
@@ -275,31 +258,31 @@ class Hermite(Activation):
         root = torch.where(zero, 1.0, variance).sqrt()
         regular, taylor = self.coefficients(root), self._taylor(variance)
         return (
-            root.masked_fill(zero, _UNIT),
+            root.masked_fill(zero, UNIT_ROOT),
             torch.where(zero, taylor[0], regular[0]),
             torch.where(zero, taylor[1], regular[1]),
         )
 
     def _taylor(self, variance: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Coefficients a and b at variance zero, and their derivatives by it up to the second.
+        r"""Coefficients a and b at variance zero, with two derivatives with respect to it.
 
         There :math:`G = \sum_k \alpha_k(v_1) a_k(v_2) (c / \sqrt{v_2})^k` with :math:`\alpha_k =
         \operatorname E\varphi^{(k)}(\sqrt{v_1} z) / \sqrt{k!}`, a function of the covariance that
         has all derivatives, while :math:`a_k = v_1^{k/2} \alpha_k` and the correlation have none.
-        These are the :math:`\epsilon^k \alpha_k` for a root :math:`\epsilon` = :data:`_UNIT`.
+        These are the :math:`\epsilon^k \alpha_k` for a root :math:`\epsilon` = :data:`UNIT_ROOT`.
 
         Args:
             variance: ``... x n x 1``, zero where this is of use.
         """
         half = variance / 2
-        phi = [*self._derivatives_at_zero, *[0.0] * 6]
+        phi = [*self._derivatives_at_zero, *[0.0] * 12]
 
         def coefficients(order: int, count: int) -> Tensor:
             terms: list[Tensor] = []
             for k in range(min(count, 6 - order)):
                 mean, bend, further = phi[order + k : order + k + 5 : 2]
                 term = mean + half * bend + half.square() * (further / 2)
-                terms.append(term * (_UNIT**k / math.sqrt(math.factorial(k))))
+                terms.append(term * (UNIT_ROOT**k / math.sqrt(math.factorial(k))))
             rest = variance.new_zeros(*variance.shape[:-1], count - len(terms))
             return torch.cat((*terms, rest), -1)
 
@@ -309,7 +292,7 @@ class Hermite(Activation):
     def _derivatives_at_zero(self) -> list[float]:
         """Derivatives of the function up to the fifth, means of both sides where one jumps.
 
-        Those that torch does not have count as zero.
+        Derivatives that torch does not have count as zero.
         """
         sides = torch.tensor([1e-300, -1e-300], dtype=torch.float64, requires_grad=True)
         derivatives: list[float] = []
@@ -329,7 +312,7 @@ class Hermite(Activation):
     def coefficients(self, root: Tensor) -> tuple[Tensor, Tensor]:
         """``a_0 ... a_K`` and ``b_0 ... b_(K+1)``, computed in double precision.
 
-        Of many variances they are interpolated: ``a_k / root`` and ``b_k`` are smooth functions of
+        For many variances they are interpolated: ``a_k / root`` and ``b_k`` are smooth functions of
         the logarithm of ``root``.
 
         Args:
@@ -371,23 +354,6 @@ class Hermite(Activation):
     def __repr__(self) -> str:
         name = getattr(self.fn, "__name__", None) or repr(self.fn)
         return f"Hermite({name}, degree={self.degree})"
-
-
-def _diagonal_series(first: Tensor, second: Tensor, variance: Tensor) -> Tensor:
-    """Sum over k of the products of coefficients of the same input, ``... x n x 1``.
-
-    At variance zero the ratio of the series is not one, but the variance over that of ``_UNIT``.
-    """
-    zero = variance == 0
-    products = first * second
-    total = products.sum(-1, keepdim=True)
-    if not bool(zero.any()):
-        return total
-    ratio = variance / _UNIT**2
-    taylor = torch.zeros_like(variance)
-    for term in reversed(products[..., :3].split(1, -1)):
-        taylor = taylor * ratio + term
-    return torch.where(zero, taylor, total)
 
 
 def _column(variance: Tensor) -> Tensor:

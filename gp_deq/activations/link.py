@@ -15,7 +15,7 @@ from .families import Bernoulli, ExponentialFamily, Gaussian, SignedBernoulli, g
 from .hermite import Hermite, value_and_slope
 from .pair_covariance import PairCovariance, safe_sqrt
 from .piecewise_linear import ReLU
-from .power_series import power_series, series_dual
+from .power_series import expansion_dual, expansion_ratio, power_series
 
 #: Degree at which series are cut, unless another one is asked for.
 _DEGREE = 128
@@ -158,7 +158,7 @@ class ExponentialFamilyLink:
         r"""Covariance of :math:`\rho(u)` and :math:`\rho(v)`."""
         rho1, _ = self.coefficients(pair.var1)
         rho2, _ = self.coefficients(pair.var2.mT)
-        return series_dual(rho1, rho2, pair.versine)
+        return expansion_dual(rho1, rho2, pair)
 
     def residual_dual(
         self, pair: PairCovariance, mean1: Tensor | None, mean2: Tensor | None
@@ -174,13 +174,13 @@ class ExponentialFamilyLink:
         rho2, sigma2 = self.coefficients(pair.var2.mT)
         if mean1 is not None and mean2 is not None:
             sigma1, sigma2 = sigma1 - mean1 * rho1, sigma2 - mean2.mT * rho2
-        return series_dual(sigma1, sigma2, pair.versine)
+        return expansion_dual(sigma1, sigma2, pair)
 
     def cross(self, pair: PairCovariance) -> Tensor:
         r""":math:`\operatorname E \rho(u)\sigma(v)`, ``... x n x m``."""
         rho, _ = self.coefficients(pair.var1)
         _, sigma = self.coefficients(pair.var2.mT)
-        return power_series(rho, sigma, 1 - pair.versine)
+        return power_series(rho, sigma, expansion_ratio(pair))
 
     def coefficients(self, variance: Tensor) -> tuple[Tensor, Tensor]:
         r"""Hermite coefficients of :math:`\rho` and :math:`\sigma`, each ``... x n x (K + 1)``.
@@ -188,8 +188,7 @@ class ExponentialFamilyLink:
         Args:
             variance: ``... x n x 1``.
         """
-        root = safe_sqrt(variance)
-        return self.rho.coefficients(root)[0], self.sigma.coefficients(root)[0]
+        return self.rho.expansion(variance)[1], self.sigma.expansion(variance)[1]
 
     def rho_slopes(self, root: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         r"""Hermite coefficients of :math:`\rho'` below the degree, a jump's part among them.

@@ -1,8 +1,9 @@
 r"""Sums :math:`\sum_k a_k(x)\, a'_k(x')\, r^k` over all pairs, as Mehler's formula has them.
 
 They are evaluated by Horner's rule in place. Their gradients are evaluated without the graph that
-the rule would leave behind: by the coefficients of an input they are sums over its partners, by the
-ratio another series. Where gradients are themselves differentiated, there is a graph.
+the rule would leave behind: with respect to the coefficients of an input they are sums over its
+partners, with respect to the ratio another series. Where gradients are themselves differentiated,
+there is a graph.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import torch
 from torch import Tensor
 
 from ..differentiation import in_their_places, pull_back
-from .pair_covariance import PairCovariance
+from .pair_covariance import PairCovariance, bounded
+
+#: Root that stands for that of a variance of zero. So small that Taylor coefficients times its
+#: powers fall off for functions that vary on a scale down to 1e-6, and a power of two.
+UNIT_ROOT = 2.0**-20
 
 
 def power_series(
@@ -54,6 +59,64 @@ def series_dual(value1: Tensor, value2: Tensor, versine: Tensor) -> PairCovarian
     count = _count_distance_terms(value1, value2)
     sqdist = _SeriesDistance.apply(value1[..., :count], value2[..., :count], versine)
     return PairCovariance(var1, var2, sqdist, var1 - var2)
+
+
+def expansion_dual(value1: Tensor, value2: Tensor, pair: PairCovariance) -> PairCovariance:
+    """:func:`series_dual` where variances may be zero.
+
+    There the coefficients are those of a Taylor series in the covariance, for the root
+    :data:`UNIT_ROOT` (see ``Hermite.expansion``), and derivatives are those of that series.
+
+    Args:
+        value1: Coefficients of the first function, ``... x n x (K + 1)``.
+        value2: Coefficients of the second, ``... x m x (K + 1)``.
+        pair: Covariance of their arguments.
+    """
+    zero1, zero2 = pair.var1 == 0, pair.var2.mT == 0
+    if not bool(zero1.any()) and not bool(zero2.any()):
+        return series_dual(value1, value2, pair.versine)
+    # the squared distance itself is that of a constant, in its form without cancellation
+    exact1, exact2 = (
+        torch.cat((value[..., :1], value[..., 1:].masked_fill(zero, 0.0)), -1)
+        for value, zero in ((value1, zero1), (value2, zero2))
+    )
+    sqdist = series_dual(exact1, exact2, pair.versine).sqdist
+    var1 = diagonal_series(value1, value1, pair.var1)
+    var2 = diagonal_series(value2, value2, pair.var2.mT).mT
+    expanded = var1 + var2 - 2 * power_series(value1, value2, expansion_ratio(pair))
+    expanded = sqdist.detach() + (expanded - expanded.detach())
+    sqdist = torch.where(zero1 | zero2.mT, expanded, sqdist)
+    return PairCovariance(var1, var2, sqdist, var1 - var2)
+
+
+def expansion_ratio(pair: PairCovariance) -> Tensor:
+    """Correlations, :data:`UNIT_ROOT` being the root of a variance of zero, ``... x n x m``."""
+    zero = (pair.var1 == 0) | (pair.var2 == 0)
+    if not bool(zero.any()):
+        return 1 - pair.versine
+    root1, root2 = (
+        torch.where(variance == 0, UNIT_ROOT**2, variance).sqrt() for variance in pair[:2]
+    )
+    ratio = bounded(pair.cov / (root1 * root2), -1.0, 1.0)
+    return torch.where(zero, ratio, 1 - pair.versine)
+
+
+def diagonal_series(first: Tensor, second: Tensor, variance: Tensor) -> Tensor:
+    """Sum over k of the products of coefficients of the same input, ``... x n x 1``.
+
+    At variance zero the ratio of the series is not one, but the variance over that of
+    :data:`UNIT_ROOT`; there terms up to the second have a part in second derivatives.
+    """
+    zero = variance == 0
+    products = first * second
+    total = products.sum(-1, keepdim=True)
+    if not bool(zero.any()):
+        return total
+    ratio = variance / UNIT_ROOT**2
+    taylor = torch.zeros_like(variance)
+    for term in reversed(products[..., :3].split(1, -1)):
+        taylor = taylor * ratio + term
+    return torch.where(zero, taylor, total)
 
 
 class _PowerSeries(torch.autograd.Function):
@@ -106,7 +169,7 @@ def _gradients(
     grad: Tensor,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the series by those arguments that need one, None for the others."""
+    """Gradients with respect to those arguments that need one, None for the others."""
     if torch.is_grad_enabled():
 
         def series(*arguments: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,13 +192,13 @@ def _gradients(
 def coefficient_gradients(
     first: Tensor, second: Tensor, ratio: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`power_series` by both coefficients, without a graph.
+    """Gradients of :func:`power_series` with respect to both coefficients, without a graph.
 
     Args:
         first: Coefficients of the first inputs, ``... x n x k``.
         second: Those of the second, ``... x m x k``.
         ratio: ``... x n x m``.
-        grad: Gradient by the series, ``... x n x m``.
+        grad: Gradient with respect to the series, ``... x n x m``.
     """
     return _coefficient_gradients(first, second, ratio, _counts(first, second, None), grad)
 

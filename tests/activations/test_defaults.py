@@ -184,7 +184,7 @@ def test_parts_of_homogeneous_activations() -> None:
 
 
 def test_slopes_of_homogeneous_activations() -> None:
-    """Those of the closed form, also at the cusp, where the formula given has none."""
+    """They are those of the closed form, also at the cusp, where the formula given has none."""
     given = pairs()
     found, expected = (
         torch.stack(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gp_deq.activations import Hermite, get_activation
+from gp_deq.activations import Hermite, PairCovariance, get_activation
 
 EPSILON = torch.finfo(torch.float64).eps
 
@@ -74,3 +74,18 @@ def test_variance_zero_is_a_limit(name: str) -> None:
     ):
         (found,) = torch.autograd.grad(slope, variance)
         torch.testing.assert_close(found, wanted.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 128])
+def test_functions_of_few_derivatives_at_variance_zero(degree: int) -> None:
+    """The identity, whose series is exact, and a constant."""
+    zero = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    other = torch.tensor([[0.7]], dtype=torch.float64)
+    for fn, value, slope in ((lambda u: 2 * u, 0.0, 4.0), (torch.ones_like, 1.0, 0.0)):
+        series = Hermite(fn, degree)
+        pair = PairCovariance(zero, other, zero + other, zero - other)
+        dual, derivative = series.dual_and_derivative(pair)
+        assert dual.cov.item() == pytest.approx(value, abs=1e-14)
+        assert derivative.item() == pytest.approx(slope, abs=1e-14)
+        (by_variance,) = torch.autograd.grad(series.diagonal(zero), zero)
+        assert by_variance.item() == pytest.approx(slope, abs=1e-14)

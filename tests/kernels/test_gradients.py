@@ -501,6 +501,29 @@ def test_derivatives_at_variance_zero_are_limits(cls: type[Kernel], name: str, b
         assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
+@pytest.mark.parametrize("steps", [None, 1, 3])
+@pytest.mark.parametrize("link", ["identity", "logistic", "tanh", "softplus-gaussian"])
+def test_links_at_variance_zero(link: str, steps: int | None) -> None:
+    """The first update starts from the injected variance, zero at the centre without a bias."""
+    kernel = DEKerKernel(link, features="linear", num_steps=steps).double()
+    kernel.bias_variance = 0.0
+    x, y = points(3, 2), points(2, 2, seed=1)
+    x[1] = 0.0
+
+    def slope(shift: float, graph: bool) -> Tensor:
+        moved = x.clone()
+        moved[1] += shift * torch.tensor([0.6, 0.8], dtype=torch.float64)
+        leaf = moved.requires_grad_()
+        value = kernel.forward(leaf, y)
+        upstream = points(*value.shape, seed=2)
+        (found,) = torch.autograd.grad((value * upstream).sum(), leaf, create_graph=graph)
+        return found.detach()
+
+    limit = (slope(1e-5, False) + slope(-1e-5, False)) / 2
+    for graph in (False, True):
+        assert (slope(0.0, graph) - limit).abs().max() <= 1e-8 * limit.abs().max()
+
+
 # ------------------------------------------------------------------------------------------
 # Memory
 # ------------------------------------------------------------------------------------------
