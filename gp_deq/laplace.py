@@ -26,16 +26,15 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from . import settings
-from .activations import ExponentialFamily, Gaussian, Poisson, get_family
-from .activations.pair_covariance import safe_sqrt
+from .activations import ExponentialFamily, Gaussian, Poisson, get_family, safe_sqrt
 from .equilibrium import ConvergenceWarning, SolverMonitor
-from .implicit_layers.autocast import without_autocast
-from .implicit_layers.map_solver import (
+from .implicit_layers import (
     Curvature,
     check_covariance,
     check_data,
     check_new_inputs,
     most_probable,
+    without_autocast,
 )
 
 __all__ = ["LaplaceGP", "LaplacePosterior", "Moments", "log_predictive", "target_moments"]

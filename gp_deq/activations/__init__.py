@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .activation import Activation
+from .angles import angle, sine_excess, sine_excess_of_angle
 from .erf import Erf
 from .families import (
     Bernoulli,
@@ -21,10 +22,13 @@ from .families import (
     get_family,
 )
 from .gelu import GELU
-from .hermite import Hermite
-from .link import ExponentialFamilyLink, get_link
-from .pair_covariance import PairCovariance
+from .gradients import value_and_slope
+from .hermite import Hermite, gaussian_quadrature, panel_halvings
+from .injected import exact_angle, injected_angle
+from .link import ExponentialFamilyLink, get_link, product_dual
+from .pair_covariance import PairCovariance, safe_sqrt, squared_distance
 from .piecewise_linear import Identity, LeakyReLU, ReLU
+from .power_series import coefficient_gradients, power_series
 from .sine import Sine
 
 __all__ = [
@@ -45,9 +49,22 @@ __all__ = [
     "ReLU",
     "SignedBernoulli",
     "Sine",
+    "angle",
+    "coefficient_gradients",
+    "exact_angle",
+    "gaussian_quadrature",
     "get_activation",
     "get_family",
     "get_link",
+    "injected_angle",
+    "panel_halvings",
+    "power_series",
+    "product_dual",
+    "safe_sqrt",
+    "sine_excess",
+    "sine_excess_of_angle",
+    "squared_distance",
+    "value_and_slope",
 ]
 
 _CLOSED_FORM: dict[str, Callable[[], Activation]] = {

@@ -172,8 +172,8 @@ def _gradients(
     """Gradients with respect to those arguments that need one, None for the others."""
     if torch.is_grad_enabled():
 
-        def series(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-            return _sum_series(*arguments, counts), grad
+        def series(first: Tensor, second: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+            return _sum_series(first, second, ratio, counts), grad
 
         return in_their_places(pull_back(series, (first, second, ratio), needed), needed)
     by_first = by_second = by_ratio = None

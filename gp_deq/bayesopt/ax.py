@@ -27,8 +27,7 @@ except ImportError as error:
     raise ImportError('gp_deq.bayesopt.ax needs Ax: pip install "gp_deq[ax]"') from error
 
 from ..activations import Activation
-from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
-from ..kernels.base import NeuralKernel
+from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NeuralKernel
 from .covar_modules import KERNELS, base_arguments, get_covar_module
 
 __all__ = ["ScaleDEQKernel"]

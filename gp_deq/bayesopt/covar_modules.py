@@ -12,13 +12,17 @@ from gpytorch.kernels import ScaleKernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
-from ..activations import Activation, get_activation
-from ..activations.link import get_link
-from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
-from ..kernels.base import NeuralKernel
-from ..kernels.weighted import EquilibriumKernel
-from ..kernels.constraints import AboveCritical, BelowCritical
-from ..kernels.deker import check_step_size
+from ..activations import Activation, get_activation, get_link
+from ..kernels import (
+    AboveCritical,
+    BelowCritical,
+    DEKerKernel,
+    DEQNNGPKernel,
+    DEQNTKKernel,
+    EquilibriumKernel,
+    NeuralKernel,
+    check_step_size,
+)
 from .strength_prior import StrengthPrior
 
 

@@ -35,13 +35,9 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from .. import settings
-from ..activations import PairCovariance
-from ..activations.pair_covariance import safe_sqrt
-from ..equilibrium import ConvergenceWarning, SolverMonitor, equilibrium
-from ..equilibrium.fixed_point import equilibrium_variance
-from ..kernels import DEQNNGPKernel, DEQNTKKernel, NNGPKernel
-from ..kernels.base import NeuralKernel
-from ..kernels.weighted import WeightedKernel
+from ..activations import PairCovariance, safe_sqrt
+from ..equilibrium import ConvergenceWarning, SolverMonitor, equilibrium, equilibrium_variance
+from ..kernels import DEQNNGPKernel, DEQNTKKernel, NeuralKernel, NNGPKernel, WeightedKernel
 
 #: Error of correlations, or of tangent kernels relative to their variances, at which a network is
 #: deep enough: far below the error of 1/sqrt(N) from a finite width, 0.03 with a thousand features.

@@ -9,8 +9,14 @@ from gpytorch.kernels import Kernel, MaternKernel, RBFKernel
 from torch import Tensor
 
 from gp_deq.datasets import Split
-from gp_deq.kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
-from gp_deq.kernels.constraints import AboveRounding
+from gp_deq.kernels import (
+    AboveRounding,
+    DEKerKernel,
+    DEQNNGPKernel,
+    DEQNTKKernel,
+    NNGPKernel,
+    NTKKernel,
+)
 
 try:
     from botorch.models.kernels import InfiniteWidthBNNKernel

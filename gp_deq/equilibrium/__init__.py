@@ -1,6 +1,6 @@
 """Fixed points of a layer, solved in-graph: solvers, implicit differentiation, diagnostics."""
 
-from .blockwise import PairFunction, PairMap, Recomputed, pair_matrix
+from .blockwise import Gradients, Needs, PairFunction, PairMap, Recomputed, Tensors, pair_matrix
 from .fixed_point import contraction, equilibrium, equilibrium_variance
 from .implicit import implicit_fixed_point, implicit_root
 from .interpolation import chebyshev
@@ -14,7 +14,9 @@ from .read_out import TRAINED, Layer, ReadOut, check_trained, tangent
 __all__ = [
     "TRAINED",
     "ConvergenceWarning",
+    "Gradients",
     "Layer",
+    "Needs",
     "PairAngle",
     "PairDistance",
     "PairFunction",
@@ -25,6 +27,7 @@ __all__ = [
     "Shape",
     "SolverMonitor",
     "SolverReport",
+    "Tensors",
     "chebyshev",
     "check_trained",
     "contraction",

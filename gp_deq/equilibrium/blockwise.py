@@ -23,7 +23,7 @@ from ..differentiation import in_their_places, opaque, pull_back
 PairFunction = Callable[..., Tensor]
 
 #: Tensors that belong together; a place that is not in use holds None.
-Tensors = Sequence[Tensor | None]
+Tensors = Sequence[Any]
 
 #: Slices over batches, rows and columns.
 Block = tuple[slice, slice, slice]
@@ -332,18 +332,19 @@ def _pull_back(
     _, *groups = task.split(needed)
     needs = Needs(*groups)
     visits, arguments = list(task.blocks(x1, x2)), (one, two, shared)
+    wanted = [*needs.one, *(() if task.symmetric else needs.two), *needs.shared]
     if len(visits) == 1:
         first, second, third = task.pairs.vjp(grad, matrix, saved, *arguments, needs)
         if task.symmetric:
             first, second = [_add(x, y) for x, y in zip(first, second, strict=True)], ()
-        kept = zip((*first, *second, *third), tensors[task.num_hyperparameters :], strict=True)
+        given = tensors[task.num_hyperparameters :]
         return tuple(
-            found.sum_to_size(tensor.shape)
-            for (found, tensor), need in zip(kept, needed[task.num_hyperparameters :], strict=True)
+            piece.sum_to_size(tensor.shape)
+            for piece, tensor, need in zip((*first, *second, *third), given, wanted, strict=True)
             if need
         )
     totals = [
-        [None if tensor is None or not need else torch.zeros_like(tensor) for tensor, need in pairs]
+        [torch.zeros_like(tensor) if need else None for tensor, need in pairs]
         for pairs in map(zip, arguments, needs)
     ]
     if task.symmetric:
@@ -365,7 +366,7 @@ def _pull_back(
         )
         for sums, pieces, place in zip(totals, found, (down, across, slice(None)), strict=True):
             for total, piece in zip(sums, pieces, strict=True):
-                if total is not None and piece is not None:
+                if total is not None:
                     part = total[along if total.shape[0] > 1 else slice(None), place]
                     part += piece.sum_to_size(part.shape)
     kept = (*totals[0], *(() if task.symmetric else totals[1]), *totals[2])

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..activations import Activation, PairCovariance
-from ..activations.angles import sine_excess_of_angle
+from ..activations import Activation, PairCovariance, sine_excess_of_angle
 from .implicit import implicit_root
 from .monitor import SolverMonitor
 from .newton import newton

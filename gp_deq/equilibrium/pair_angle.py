@@ -22,9 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import settings
-from ..activations import Activation
-from ..activations.angles import sine_excess_of_angle
-from ..activations.pair_covariance import safe_sqrt, squared_distance
+from ..activations import Activation, safe_sqrt, sine_excess_of_angle, squared_distance
 from .blockwise import Gradients, Needs, PairMap, Tensors
 from .fixed_point import contraction, solve_angle
 from .interpolation import chebyshev, degree_of, polynomial, tails
@@ -161,7 +159,7 @@ def fit_angle(
     report = monitor.report()
     error = max(report.residual if not report.converged else 0.0, sizes[degree + 1])
     return AngleFit(
-        AngleSeries(*(value.to(dtype) for value in values), near),
+        AngleSeries._make([*(value.to(dtype) for value in values), near]),
         frozenset(near.flatten().tolist()) or frozenset({False}),
         refine,
         report.iterations,
@@ -268,7 +266,7 @@ class PairAngle(PairMap):
         inverse = theta.mul_(series.bend).add_(series.gap).reciprocal_()
         read = self.read_out(Layer(dual, slope, weight, correlation, inverse))
         root1, root2 = first.root, second.root.mT
-        if read.by_slope is None:
+        if read.by_weight is None:
             return read.value.mul_(root1).mul_(root2), (slope.mul_(inverse),)
         # the cusp: d(theta) / d(cos(theta)) = -1 / sin(theta), taken as zero where directions
         # coincide or are opposite, to their rounding

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..activations import Activation
-from ..activations.pair_covariance import squared_distance
+from ..activations import Activation, squared_distance
 from .blockwise import Gradients, Needs, PairMap, Tensors
 from .fixed_point import attach_variance, contraction, rounding, solve_variance
 from .interpolation import chebyshev
@@ -93,7 +92,8 @@ class PairDistance(PairMap):
         with torch.no_grad():
             # both sides in one solve; batches of a model repeat its training inputs, whose
             # variances are solved for once
-            distinct, places = torch.cat(injected, -2), ...
+            distinct = torch.cat(injected, -2)
+            places: Any = ...
             if weight.shape[0] == 1 < x1.shape[0] and not activation.closed_form:
                 distinct, index = distinct.unique(return_inverse=True)
                 distinct, places = distinct.reshape(1, -1, 1), (0, index.squeeze(-1))
@@ -221,9 +221,10 @@ class PairDistance(PairMap):
             inverse = (slope * -weight).add_(1).reciprocal_()
             cov = (first.variance + second.variance.mT).sub_(sqdist).mul_(0.5)
             read = self.read_out(Layer(dual, slope, weight, cov, inverse))
+            assert read.by_slope is not None and read.by_weight is not None
             if read.by_dual is not None:
                 by_dual.addcmul_(upstream, read.by_dual)
-            by_slope = upstream * read.by_slope
+            by_slope, by_weight = upstream * read.by_slope, upstream * read.by_weight
             by_variance = [
                 (by_dual * one).addcmul_(by_slope, other)
                 for one, other in zip(
@@ -237,6 +238,7 @@ class PairDistance(PairMap):
             sqdist = (first.x @ second.x.mT + bias).addcmul_(value, weight).mul_(-2)
             sqdist.add_(first.variance + second.variance.mT).clamp_min_(0.0)
             by_dual.add_(upstream)
+            by_weight = torch.zeros_like(weighted)
             given = first.features, second.features, sqdist
             by_variance = [by_dual * slope for slope in self.activation.variance_slopes(*given)]
         # with a wide left factor: the thin products are several times slower
@@ -244,8 +246,6 @@ class PairDistance(PairMap):
         if needs.only_one:
             return Gradients(by_one, [None] * 7, [None] * 2)
         by_two = (first.x.mT @ weighted).mT, by_variance[1].sum(-2).unsqueeze(-1), *[None] * 5
-        by_weight = weighted * dual
-        if self.uses_slope:
-            by_weight.addcmul_(upstream, read.by_weight)
+        by_weight.addcmul_(weighted, dual)
         by_shared = by_weight.sum((-2, -1), True), weighted.sum((-2, -1), True)
         return Gradients(by_one, by_two, by_shared)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..activations.injected import exact_angle
+from ..activations import exact_angle
 from .blockwise import Gradients, Needs, PairMap, Tensors
 from .interpolation import chebyshev, chebyshev_series, chebyshev_sums, degree_of, tails
 from .pair_angle import direction_distance, directions

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..activations import Activation, PairCovariance
-from ..activations.hermite import gaussian_quadrature, panel_halvings
-from ..activations.pair_covariance import safe_sqrt
+from ..activations import Activation, PairCovariance, gaussian_quadrature, panel_halvings, safe_sqrt
 
 __all__ = ["Centered"]
 

@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from .. import settings
-from ..activations import Activation, get_activation
-from ..activations.gradients import value_and_slope
-from ..activations.hermite import gaussian_quadrature, panel_halvings
-from ..equilibrium import ConvergenceWarning, SolverMonitor, newton
-from ..equilibrium.implicit import implicit_root
+from ..activations import (
+    Activation,
+    gaussian_quadrature,
+    get_activation,
+    panel_halvings,
+    value_and_slope,
+)
+from ..equilibrium import ConvergenceWarning, SolverMonitor, implicit_root, newton
 from ..kernels import DEQNNGPKernel, DEQNTKKernel
 
 __all__ = [

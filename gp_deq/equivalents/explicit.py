@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ..activations import Activation, LeakyReLU, PairCovariance, get_activation
 from ..equilibrium import SolverMonitor
-from ..kernels import DEQNNGPKernel
-from ..kernels.base import NeuralKernel
+from ..kernels import DEQNNGPKernel, NeuralKernel
 from .centered import Centered
 from .coefficients import HighDimensionalCoefficients, high_dimensional_coefficients
 from .hard_tanh import HardTanh

@@ -14,9 +14,7 @@ from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 from ..activations import Activation
-from ..kernels import DEQNNGPKernel, DEQNTKKernel
-from ..kernels.base import same_inputs
-from ..kernels.weighted import EquilibriumKernel
+from ..kernels import DEQNNGPKernel, DEQNTKKernel, EquilibriumKernel, same_inputs
 from .coefficients import HighDimensionalCoefficients, high_dimensional_coefficients
 from .input_scalars import InputScalars, input_scalars
 from .operator import EquivalentLinearOperator

@@ -8,7 +8,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from ..equilibrium.implicit import implicit_fixed_point
+from ..equilibrium import implicit_fixed_point
 from .autocast import without_autocast
 
 #: Finds the fixed point of a map from a first point; the flag says whether it is an adjoint's.

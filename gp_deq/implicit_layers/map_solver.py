@@ -19,8 +19,7 @@ from torch import Tensor
 
 from .. import settings
 from ..activations import ExponentialFamily
-from ..equilibrium import SolverMonitor
-from ..equilibrium.implicit import implicit_fixed_point
+from ..equilibrium import SolverMonitor, implicit_fixed_point
 
 #: Halvings of a Newton step at most; 60 of them leave 1e-18 of it, which is below rounding.
 _HALVINGS = 60

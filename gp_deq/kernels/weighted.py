@@ -138,9 +138,9 @@ class EquilibriumKernel(WeightedKernel):
         return self._read_out(Layer(dual.cov, slope, weight_variance, sigma.cov, inverse)).value
 
     def _pair_map(self, monitor: SolverMonitor, *hyperparameters: Tensor) -> PairMap:
-        arguments = self.activation, self._read_out, self.uses_slope, monitor, *hyperparameters
+        given = self.activation, self._read_out, self.uses_slope, monitor
         if self.activation.homogeneous:
-            return PairAngle(*arguments)
+            return PairAngle(*given, *hyperparameters)
         if self.activation.smooth or not self.uses_slope:
-            return PairDistance(*arguments)
+            return PairDistance(*given, *hyperparameters)
         return super()._pair_map(monitor, *hyperparameters)

@@ -14,8 +14,7 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 import gp_deq
-from gp_deq.datasets import Columns, Split, Table, TableError
-from gp_deq.datasets.table import describe_rows
+from gp_deq.datasets import Columns, Split, Table, TableError, describe_rows
 
 from .exact_gp import make_model
 from .kernels import make_kernel, weak_prior

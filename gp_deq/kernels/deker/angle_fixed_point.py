@@ -8,9 +8,7 @@ from decimal import Decimal, localcontext
 import torch
 from torch import Tensor
 
-from ...activations import PairCovariance
-from ...activations.angles import sine_excess_of_angle
-from ...activations.pair_covariance import safe_sqrt
+from ...activations import PairCovariance, safe_sqrt, sine_excess_of_angle
 from ...equilibrium import Shape, SolverMonitor, implicit_root, newton
 from .observed import LINEAR, InjectedPair, UnitFeatures
 from .regime import AngleRegime, Regime

@@ -22,11 +22,15 @@ import torch
 from torch import Tensor
 
 from ... import settings
-from ...activations import ExponentialFamilyLink, Hermite, PairCovariance
-from ...activations.pair_covariance import safe_sqrt
-from ...activations.power_series import coefficient_gradients, power_series
-from ...equilibrium import PairMap, SolverMonitor, implicit_root, newton
-from ...equilibrium.blockwise import Gradients, Needs, Tensors
+from ...activations import (
+    ExponentialFamilyLink,
+    Hermite,
+    PairCovariance,
+    coefficient_gradients,
+    power_series,
+    safe_sqrt,
+)
+from ...equilibrium import Gradients, Needs, PairMap, SolverMonitor, Tensors, implicit_root, newton
 from .observed import InjectedPair, observe, observe_each
 from .regime import Regime
 from .updates import observed_features

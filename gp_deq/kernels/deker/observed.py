@@ -8,10 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...activations import PairCovariance, ReLU
-from ...activations.angles import sine_excess
-from ...activations.injected import injected_angle
-from ...activations.pair_covariance import safe_sqrt
+from ...activations import PairCovariance, ReLU, injected_angle, safe_sqrt, sine_excess
 
 #: Squared mean of a rectified Gaussian variable of variance one.
 _SQUARED_MEAN = 1 / (2 * math.pi)

@@ -7,8 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ...activations import PairCovariance
-from ...activations.pair_covariance import safe_sqrt
+from ...activations import PairCovariance, safe_sqrt
 from ...equilibrium import PairMap, PairProfile, Shape, SolverMonitor
 from .observed import InjectedPair, UnitFeatures
 

@@ -18,9 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...activations import ExponentialFamilyLink, PairCovariance
-from ...activations.angles import angle, sine_excess
-from ...activations.link import product_dual
+from ...activations import ExponentialFamilyLink, PairCovariance, angle, product_dual, sine_excess
 from ...equilibrium import Shape, SolverMonitor
 from .observed import InjectedPair, ObservedFeatures, UnitFeatures, observe
 from .regime import AngleRegime, Regime
