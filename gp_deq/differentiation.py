@@ -1,22 +1,26 @@
 """Derivatives of code that autograd cannot look into, or should not.
 
-Two things are here. :func:`pull_back` is for the backward passes of autograd Functions: gradients
-with respect to a function's own arguments, which can be differentiated where that is asked for.
-:func:`opaque` is for function transforms (``torch.func``, batched gradients): a solver asks the
-values of tensors whether it has converged, which transforms do not allow, so they are given the
+For the backward passes of autograd Functions there are :func:`pull_back`, gradients with respect to
+a function's own arguments, which can be differentiated where that is asked for, and
+:func:`one_gradient_at_a_time`. :func:`opaque` is for the transforms of ``torch.func``: a solver asks
+the values of tensors whether it has converged, which transforms do not allow, so they are given the
 whole of a function at once, with rules in terms of the function itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from functools import wraps
+from itertools import repeat
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 #: Maps tensors to a tensor or to a tuple of tensors; differentiable as often as is asked for.
 Function = Callable[..., Any]
+
+Backward = TypeVar("Backward", bound=Callable[..., Any])
 
 
 def pull_back(
@@ -84,39 +88,39 @@ def opaque(function: Function, *tensors: Tensor) -> Any:
         return _Opaque.apply(function, *tensors)
     if torch.compiler.is_compiling():
         return torch.compiler.disable(function)(*tensors)
-    if any(torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors):
-        return _for_each_gradient(function, tensors)
     return function(*tensors)
 
 
-def _for_each_gradient(function: Function, tensors: tuple[Tensor, ...]) -> Any:
-    """A loop over the gradients of ``torch.autograd.grad(..., is_grads_batched=True)``.
+def one_gradient_at_a_time(backward: Backward) -> Backward:
+    """A backward pass that ``torch.autograd.grad(..., is_grads_batched=True)`` may call.
 
     That has a batching mechanism of its own, which knows no rules of autograd Functions, and whose
-    names are private: PyTorch has no other way to take such a tensor apart.
+    names are private: PyTorch has no other way to take such a gradient apart.
+
+    Args:
+        backward: The static method of a Function, written for ordinary gradients.
     """
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    batched = [torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors]
-    parts = [
-        torch._remove_batch_dim(x, level, 1, 0).unbind(0) if split else None
-        for x, split in zip(tensors, batched, strict=True)
-    ]
-    count = next(len(part) for part in parts if part is not None)
-    results = [
-        _as_tuple(
-            function(
-                *(
-                    x if part is None else part[index]
-                    for x, part in zip(tensors, parts, strict=True)
-                )
-            )
+
+    @wraps(backward)
+    def looped(ctx: Any, *grads: Tensor | None) -> Any:
+        is_batched = torch._C._functorch.is_legacy_batchedtensor
+        if not any(grad is not None and is_batched(grad) for grad in grads):
+            return backward(ctx, *grads)
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        columns = [
+            repeat(grad)
+            if grad is None or not is_batched(grad)
+            else torch._remove_batch_dim(grad, level, 1, 0).unbind(0)
+            for grad in grads
+        ]
+        results = [_as_tuple(backward(ctx, *row)) for row in zip(*columns, strict=False)]
+        return tuple(
+            None if parts[0] is None else torch._add_batch_dim(torch.stack(parts), 0, level)
+            for parts in zip(*results, strict=True)
         )
-        for index in range(count)
-    ]
-    return tuple(
-        torch._add_batch_dim(torch.stack(column), 0, level) for column in zip(*results, strict=True)
-    )
+
+    return looped  # type: ignore[return-value]
 
 
 def transforming() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..differentiation import in_their_places, pull_back
+from ..differentiation import in_their_places, one_gradient_at_a_time, pull_back
 from .pair_covariance import PairCovariance, safe_sqrt
 
 
@@ -35,6 +35,7 @@ class _Angle(torch.autograd.Function):
         return _polar(versine)[0]
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (versine,) = ctx.saved_tensors
         smooth = (versine > 0) & (versine < 2)
@@ -55,6 +56,7 @@ class _SineExcess(torch.autograd.Function):
         return _excess(*_polar(versine))
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (versine,) = ctx.saved_tensors
         return grad * _Angle.apply(versine)
@@ -76,6 +78,7 @@ class _SineExcessOfAngle(torch.autograd.Function):
         return _excess(theta, theta.sin(), theta.cos())
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (theta,) = ctx.saved_tensors
         return grad * theta * theta.sin()
@@ -144,6 +147,7 @@ class _BentDistance(torch.autograd.Function):
         return result, theta
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         var1, var2, sqdist, vardiff, versine, theta, sine = ctx.saved_tensors
         inputs = (var1, var2, sqdist, vardiff)

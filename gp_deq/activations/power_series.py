@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..differentiation import in_their_places, pull_back
+from ..differentiation import in_their_places, one_gradient_at_a_time, pull_back
 from .pair_covariance import PairCovariance, bounded
 
 #: Root that stands for that of a variance of zero. So small that Taylor coefficients times its
@@ -129,6 +129,7 @@ class _PowerSeries(torch.autograd.Function):
         return _sum_series(first, second, ratio, counts)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, second, ratio = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
@@ -150,6 +151,7 @@ class _SeriesDistance(torch.autograd.Function):
         return torch.addcmul(radial.square_(), versine, bend, value=2)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value1, value2, versine = ctx.saved_tensors
         counts, needed = _counts(value1, value2, None), ctx.needs_input_grad

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..differentiation import in_their_places, opaque, pull_back
+from ..differentiation import in_their_places, one_gradient_at_a_time, pull_back
 
 #: A function of blocks of inputs ``b x n x d`` and ``b x m x d`` and of hyperparameters
 #: ``b x 1 x 1``, whose value ``b x n x m`` has one entry for each pair.
@@ -290,6 +290,7 @@ class _Matrix(torch.autograd.Function):
         return matrix
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         task, needed = ctx.task, ctx.needs_input_grad[1:]
         x1, x2, *others = ctx.saved_tensors
@@ -299,22 +300,19 @@ class _Matrix(torch.autograd.Function):
             others[ctx.num_tensors + 1 :],
         )
         num_outer = 2 + task.num_hyperparameters
-        differentiable = torch.is_grad_enabled()
+        inside = [need and index >= num_outer for index, need in enumerate(needed)]
+        if torch.is_grad_enabled():
+            # the first order goes through what is known of each input, higher ones do not
+            inside = [need and index < num_outer for index, need in enumerate(needed)]
 
-        def whole(x1: Tensor, x2: Tensor | None, *hyperparameters: Tensor) -> Tensor:
-            return task.reference(x1, x1 if x2 is None else x2, *hyperparameters)
+            def whole(x1: Tensor, x2: Tensor | None, *values: Tensor) -> tuple[Tensor, Tensor]:
+                return task.reference(x1, x1 if x2 is None else x2, *values), grad
 
-        def gradients(grad: Tensor) -> tuple[Tensor, ...]:
-            if differentiable:
-                inputs = (x1, x2, *tensors[: task.num_hyperparameters])
-                return pull_back(lambda *x: (whole(*x), grad), inputs, needed[:num_outer])
-            return _pull_back(task, grad, x1, x2, tensors, matrix, saved, needed[2:])
-
-        # the first order goes through what is known of each input, higher ones do not
-        first = 0 if differentiable else num_outer
-        last = num_outer if differentiable else len(needed)
-        inside = [need and first <= index < last for index, need in enumerate(needed)]
-        return None, *in_their_places(opaque(gradients, grad), inside)
+            inputs = (x1, x2, *tensors[: task.num_hyperparameters])
+            found = pull_back(whole, inputs, needed[:num_outer])
+        else:
+            found = _pull_back(task, grad, x1, x2, tensors, matrix, saved, needed[2:])
+        return None, *in_their_places(found, inside)
 
 
 def _pull_back(

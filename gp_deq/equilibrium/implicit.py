@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..differentiation import in_their_places, opaque, pull_back
+from ..differentiation import in_their_places, one_gradient_at_a_time, pull_back
 
 
 def implicit_root(
@@ -42,18 +42,16 @@ class _ImplicitRoot(torch.autograd.Function):
         return result
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         solved, *parameters = ctx.saved_tensors
         root, needed = _constant_unless_differentiated(solved), ctx.needs_input_grad[2:]
 
-        def gradients(grad: Tensor) -> tuple[Tensor, ...]:
-            def equation(*leaves: Tensor) -> tuple[Tensor, Tensor]:
-                value, slope = ctx.function(root, *leaves)
-                return value, -grad / slope
+        def equation(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+            value, slope = ctx.function(root, *leaves)
+            return value, -grad / slope
 
-            return pull_back(equation, parameters, needed)
-
-        return None, None, *in_their_places(opaque(gradients, grad), needed)
+        return None, None, *in_their_places(pull_back(equation, parameters, needed), needed)
 
 
 def implicit_fixed_point(
@@ -93,17 +91,17 @@ class _ImplicitFixedPoint(torch.autograd.Function):
         return result
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         solved, *parameters = ctx.saved_tensors
         point, needed = _constant_unless_differentiated(solved), ctx.needs_input_grad[3:]
 
-        def gradients(grad: Tensor) -> tuple[Tensor, ...]:
-            adjoint = ctx.solve_adjoint(grad, solved, *parameters)
-            return pull_back(
-                lambda *leaves: (ctx.layer(point, *leaves), adjoint), parameters, needed
-            )
+        adjoint = ctx.solve_adjoint(grad, solved, *parameters)
 
-        return None, None, None, *in_their_places(opaque(gradients, grad), needed)
+        def equation(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+            return ctx.layer(point, *leaves), adjoint
+
+        return None, None, None, *in_their_places(pull_back(equation, parameters, needed), needed)
 
 
 def _constant_unless_differentiated(point: Tensor) -> Tensor:
