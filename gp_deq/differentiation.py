@@ -1,10 +1,10 @@
 """Derivatives of code that autograd cannot look into, or should not.
 
-For the backward passes of autograd Functions there are :func:`pull_back`, gradients with respect to
-a function's own arguments, which can be differentiated where that is asked for, and
-:func:`one_gradient_at_a_time`. :func:`opaque` is for the transforms of ``torch.func``: a solver asks
-the values of tensors whether it has converged, which transforms do not allow, so they are given the
-whole of a function at once, with rules in terms of the function itself.
+For the backward passes of autograd Functions there are :func:`pull_back`, gradients with respect
+to a function's own arguments, which can be differentiated where that is asked for, and
+:func:`one_gradient_at_a_time`. For the transforms of ``torch.func`` there is :func:`opaque`: a
+solver asks the values of tensors whether it has converged, which transforms do not allow, so they
+are given the whole of a function at once, with rules in terms of the function itself.
 """
 
 from __future__ import annotations
