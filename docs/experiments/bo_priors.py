@@ -31,7 +31,7 @@ from gp_deq.bayesopt.covar_modules import KERNELS, Priors, build
 from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.problems import TRAINING, Problem, known_problem, make_problem
-from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.benchmarks.surrogates import FAILURES
 
 
@@ -204,8 +204,8 @@ class Fit(Row):
     keys = ("model", "problem", "n", "seed")
 
 
+@one_thread()
 def _fit(name: str, problem_name: str, n: int, seed: int) -> Fit:
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     problem = make_problem(problem_name, seed)
     x, y, test_x, test_y = training_data(problem, n, seed)

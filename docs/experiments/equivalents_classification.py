@@ -38,7 +38,7 @@ from torch.nn.functional import one_hot
 from gp_deq.activations import Activation
 from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
-from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.equivalents import Centered, ExplicitKernel, centered_kernel, match_explicit
 from gp_deq.equivalents.coefficients import gaussian_moments
 from gp_deq.kernels import DEQNNGPKernel
@@ -255,6 +255,7 @@ def classify(system: System, train_y: Tensor, test_y: Tensor) -> tuple[float, fl
 
 
 @torch.no_grad()
+@one_thread()
 def run(settings: Settings, activation: str, features: str, width: int, seed: int) -> Score:
     """Learn and score a classifier.
 
@@ -265,7 +266,6 @@ def run(settings: Settings, activation: str, features: str, width: int, seed: in
         width: Width of the network; 0 for an infinite one.
         seed: Seed of its weights.
     """
-    torch.set_num_threads(1)
     data = digits(settings)
     x = torch.cat([data.train_x, data.test_x])
     some = data.test_x[:_COMPARED]

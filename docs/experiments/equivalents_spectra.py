@@ -31,7 +31,7 @@ from joblib import delayed
 from mnist import SCALINGS, load_mnist
 from torch import Tensor
 
-from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.equivalents import centered_kernel, equivalent_kernel, spectrum
 from gp_deq.kernels import DEQNNGPKernel, DEQNTKKernel
 
@@ -141,6 +141,7 @@ def inputs(name: str, size: int, seed: int) -> Tensor:
     return chosen / chosen.square().sum(-1).mean().sqrt()
 
 
+@one_thread()
 def compare(name: str, activation: str, size: int, seed: int) -> Comparison:
     """Compare a DEQ kernel and its tangent kernel with their equivalents.
 
@@ -150,7 +151,6 @@ def compare(name: str, activation: str, size: int, seed: int) -> Comparison:
         size: Size of the inputs.
         seed: Seed of the inputs.
     """
-    torch.set_num_threads(1)
     X = inputs(name, size, seed)
     num_dims = X.shape[-1]
     kernel = deq_kernel(activation, num_dims)

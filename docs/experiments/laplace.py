@@ -39,7 +39,7 @@ from torch.distributions import Distribution
 from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.contestants import length_unit
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
-from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.benchmarks.timing import conditions
 from gp_deq.datasets import load
 from gp_deq.implicit_layers import Poisson
@@ -232,8 +232,8 @@ def split(dataset: str, seed: int) -> Data:
     return Data(family, (X[train] - mean) / std, y[train], (X[test] - mean) / std, y[test])
 
 
+@one_thread()
 def _fit(dataset: str, model: str, seed: int) -> Score:
-    torch.set_num_threads(1)
     data = split(dataset, seed)
     with torch.random.fork_rng(devices=()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

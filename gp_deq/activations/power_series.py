@@ -33,8 +33,8 @@ def power_series(
         first: Coefficients of the first inputs, ``... x n x k``.
         second: Those of the second, ``... x m x k``.
         ratio: ``... x n x m``.
-        accuracy: Error allowed, relative to a bound of the sum of absolute terms; None for
-            rounding.
+        accuracy: Error allowed, relative to a bound of the sum of absolute terms of any pair whose
+            coefficients have the Euclidean norm one; None for rounding.
 
     Returns:
         ``... x n x m``.
@@ -280,9 +280,15 @@ def _count(bounds: list[float], negligible: float) -> int:
 
 
 def _term_bounds(first: Tensor, second: Tensor) -> list[float]:
-    """Largest absolute term of each degree."""
+    """Largest absolute term of each degree, relative to the sizes of the functions of its pair.
+
+    Relative to the largest pair, terms would be left out that are all of a small one.
+    """
     if first.numel() == 0 or second.numel() == 0:
         return [0.0] * first.shape[-1]
-    largest = [x.detach().abs().mT.flatten(-1).amax(-1) for x in (first, second)]
-    largest = [x if x.dim() == 1 else x.flatten(0, -2).amax(0) for x in largest]
+    largest = []
+    for coefficients in (first.detach(), second.detach()):
+        size = torch.linalg.vector_norm(coefficients, dim=-1, keepdim=True)
+        share = (coefficients / size.masked_fill_(size == 0, 1.0)).abs_()
+        largest.append(share.flatten(0, -2).amax(0))
     return (largest[0] * largest[1]).tolist()

@@ -45,7 +45,7 @@ except ImportError as error:
 
 from gp_deq.benchmarks import bo_report
 from gp_deq.benchmarks.experiment import Configuration, Experiment, option
-from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 
 __all__ = ["EXPERIMENT", "FAILURES", "REGRET_FLOOR", "SURROGATES", "BOConfig", "History", "Run"]
 __all__ += ["maximize_acquisition", "optimize", "run_bo"]
@@ -244,16 +244,11 @@ def _trace(problem: Problem, y: Tensor) -> tuple[float, ...]:
 @contextmanager
 def _alone(seed: int) -> Iterator[None]:
     """Random numbers of a seed, one thread, and no word about single precision or jitter."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=()), warnings.catch_warnings():
-            for category in (BotorchWarning, NumericalWarning):
-                warnings.simplefilter("ignore", category)
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.random.fork_rng(devices=()), warnings.catch_warnings():
+        for category in (BotorchWarning, NumericalWarning):
+            warnings.simplefilter("ignore", category)
+        torch.manual_seed(seed)
+        yield
 
 
 @dataclass(frozen=True)

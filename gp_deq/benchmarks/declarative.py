@@ -25,7 +25,7 @@ from gpytorch.kernels import RBFKernel
 from torch import Tensor, nn
 
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
-from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.implicit_layers import DEQLayer, KernelGLM, SignedBernoulli
 
 try:
@@ -184,6 +184,7 @@ def sequences(settings: Settings, count: int, generator: torch.Generator) -> tup
     return f, f + settings.noise * torch.randn(f.shape, generator=generator)
 
 
+@one_thread()
 def run(start: str, seed: int, settings: Settings) -> Training:
     """Train a network.
 
@@ -192,7 +193,6 @@ def run(start: str, seed: int, settings: Settings) -> Training:
         seed: Seed of data and initialisation; starts of one seed see the same data.
         settings: The experiment.
     """
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     f, y = sequences(settings, settings.num_train, generator)
     test_f, test_y = sequences(settings, settings.num_test, generator)

@@ -31,7 +31,7 @@ from gpytorch.kernels import RBFKernel
 from torch import Tensor
 
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option, plus_minus
-from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.kernels import DEKerKernel
 from gp_deq.simulation import FeatureSGD, default_latent_dim
 
@@ -254,6 +254,7 @@ def _control_gram(x: Tensor) -> Tensor:
         return kernel(x).to_dense()
 
 
+@one_thread()
 def _draw(step_size: float, num_steps: int, width: int, seed: int) -> Draw:
     """One finite network, in float64."""
     x = grid()

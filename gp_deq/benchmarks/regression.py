@@ -38,7 +38,7 @@ from gp_deq.benchmarks.contestants import KERNELS, Maker, Predictions
 from gp_deq.benchmarks.experiment import Configuration, Experiment, option
 from gp_deq.benchmarks.likelihood import fit_by_likelihood
 from gp_deq.benchmarks.ridge import fit_by_ridge
-from gp_deq.benchmarks.runs import Key, Row, spread
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.benchmarks.svgp import fit_by_bound
 from gp_deq.datasets import Split, load, train_test_split
 from gp_deq.metrics import Metrics, predictive_metrics
@@ -208,8 +208,8 @@ class RegressionConfig(Configuration):
         return cls(**({name: getattr(default, name) for name in names} | dict(given)))
 
 
+@one_thread()
 def _fit(protocol: str, dataset: str, kernel: str, seed: int, budget: int) -> Result:
-    torch.set_num_threads(1)
     split = train_test_split(load(dataset), _TEST_FRACTION, seed)
     start = time.perf_counter()
     random_seed = zlib.crc32(f"{dataset}/{seed}".encode())

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar, get_type_hints
+
+import torch
 
 try:
     from joblib import Parallel, effective_n_jobs
@@ -16,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
 
-__all__ = ["Key", "Row", "RunFile", "spread"]
+__all__ = ["Key", "Row", "RunFile", "one_thread", "spread"]
 
 #: The values that tell rows apart.
 Key = tuple[Hashable, ...]
@@ -127,6 +130,20 @@ class RunFile(Generic[R]):
         if self.path is not None:
             with open(self.path, "a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow(row.row)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of PyTorch: rounding does not depend on the cores, and processes do not compete.
+
+    Also a decorator.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def spread(tasks: Iterable[tuple]) -> Iterator[Any]:

@@ -1053,6 +1053,36 @@ def test_nugget_of_a_smooth_rho() -> None:
         torch.testing.assert_close(sgd - continuous, nugget, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("link", ["tanh", "logistic", "softplus-gaussian"])
+@both_features
+@both_dtypes
+def test_large_inputs_leave_small_ones_alone(link: str, features: str, dtype: torch.dtype) -> None:
+    """Inputs of 1e-4 to 1e4 at once: converged, and the small ones as if they were alone.
+
+    The equation has the condition number 1/(1 - (critical/lambda)^2), relative to variances.
+    """
+    for seed in range(15):
+        generator = torch.Generator().manual_seed(seed)
+
+        def uniform(low: float, high: float) -> float:
+            share = torch.rand((), generator=generator, dtype=torch.float64).item()  # noqa: B023
+            return low * (high / low) ** share
+
+        factor = 1 + uniform(1e-3, 3.0)
+        critical = get_link(link).critical_regularization
+        kernel = make(link, features, factor * critical, uniform(0.05, 5.0), dtype=dtype)
+        kernel.lengthscale, kernel.bias_variance = uniform(1e-2, 1e3), uniform(1e-10, 1e5)
+        sizes = torch.tensor(sorted(uniform(1e-4, 1e4) for _ in range(40)))
+        x = (sizes[:, None] * torch.randn(40, 2, generator=generator)).to(dtype)
+        together = dense(kernel, x)[:20, :20]
+        assert kernel.solver_report.converged
+        alone = dense(kernel, x[:20])
+        variances = alone.diagonal()
+        bound = 64 * torch.finfo(dtype).eps / (1 - factor**-2)
+        mean = (variances[:, None] + variances) / 2
+        assert bool(((together - alone).abs() <= bound * mean).all())
+
+
 def test_an_unbounded_rho_may_leave_no_fixed_point() -> None:
     """The link of probit regression grows too fast: a warning, and not silent nonsense."""
 
