@@ -43,10 +43,11 @@ CLOSED = [
     (torch.erf, Erf),
     (torch.sin, Sine),
 ]
+NAMES = [getattr(given, "__name__", str(given)) for given, _ in CLOSED]
 U = torch.linspace(-3, 3, 25, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("given", "expected"), CLOSED, ids=[str(given) for given, _ in CLOSED])
+@pytest.mark.parametrize(("given", "expected"), CLOSED, ids=NAMES)
 def test_closed_forms(given: str | Callable[[Tensor], Tensor], expected: type) -> None:
     activation = get_activation(given)
     assert type(activation) is expected
