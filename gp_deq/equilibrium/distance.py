@@ -185,13 +185,15 @@ class DistanceSolver:
         sqdist = torch.minimum(torch.maximum(self._start(block, lower, total), lower), upper)
         tiny = torch.finfo(total.dtype).tiny
         tolerance = settings.solver_tolerance.value(lower.dtype)
-        limit = total * tolerance
+        # relative to the terms of the equation: variances may be much larger than distances
+        scale = constant.clamp_min(tiny)
+        limit = scale * tolerance
         for count in range(1, _PLAIN_STEPS + 1):
             value, slope, inverse, change = newton_step(sqdist, _ACCURACIES.get(count))
             updated = torch.minimum(torch.maximum(sqdist - change.mul_(inverse), lower), upper)
             change, sqdist = sqdist - updated, updated
             if count > 2 and bool((change.abs() <= limit).all()):
-                self.monitor.record(count, change.abs() / total.clamp_min(tiny), tolerance)
+                self.monitor.record(count, change.abs() / scale, tolerance)
                 # the last step moved the covariance by half of its change
                 value.addcmul_(slope, change, value=0.5)
                 if self.read_out != "nngp":
