@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .angles import angle, bent_distance
-from .pair_covariance import PairCovariance, safe_sqrt
+from .angles import angle, bent_distance, sine_excess
+from .detailed_pair import dual_in_detail, substitute
+from .pair_covariance import DetailedPair, PairCovariance, safe_sqrt
 
 
 class LeakyReLU(Activation):
@@ -36,6 +37,7 @@ class LeakyReLU(Activation):
     """
 
     homogeneous = True
+    detailed = True
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = float(negative_slope)
@@ -90,6 +92,8 @@ class LeakyReLU(Activation):
         The squared distance is :math:`\frac{1+n^2}2 m - \frac{(1-n)^2}{\pi}\sqrt{v_1 v_2}\,S`, to
         rounding in relative terms.
         """
+        if isinstance(pair, DetailedPair):
+            return self._dual_in_detail(pair)
         sqdist, theta = bent_distance(pair, self.linear_part, self.angular_part)
         dual = PairCovariance(
             self.linear_part * pair.var1,
@@ -101,7 +105,47 @@ class LeakyReLU(Activation):
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
+        if isinstance(pair, DetailedPair):
+            return self._dual_in_detail(pair)[1]
         return self.linear_part - self.angular_part * angle(pair.versine)
+
+    def _dual_in_detail(self, pair: DetailedPair) -> tuple[PairCovariance, Tensor]:
+        r"""The same from the covariance, and from an angle that is accurate near :math:`\pi` too.
+
+        The correlation :math:`r_G` of the activations has :math:`1 - r_G = 1 - \cos\theta -
+        \frac BA S(\theta)`, A and B being the constants of the linear and of the angular part.
+        """
+        versine = pair.versine
+        theta = angle(versine)
+        scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
+        with torch.no_grad():
+            exact = torch.where(scale > 0, torch.atan2(pair.gram.sqrt(), pair.cov), theta)
+        theta = substitute(exact, theta)
+        bend = self.angular_part * sine_excess(versine)
+        dual = PairCovariance(
+            self.linear_part * pair.var1,
+            self.linear_part * pair.var2,
+            self.linear_part * pair.sqdist - 2 * scale * bend,
+            self.diagonal_difference(*pair[:2], pair.vardiff),
+        )
+        with torch.no_grad():
+            rest = versine - bend / self.linear_part
+            gram = (self.linear_part * scale).square() * rest * (2 - rest)
+        value = self.linear_part * pair.cov + scale * bend
+        return dual_in_detail(dual, value, gram), self.linear_part - self.angular_part * theta
+
+    def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
+        r"""See :meth:`Activation.loss`.
+
+        Some roundings of the squared distance m, four here, make an error of :math:`m /
+        \sin\theta` each in the angle times :math:`\sqrt{v_1 v_2}`.
+        """
+        total = var1 + var2
+        if not tangent or self.angular_part == 0:
+            return torch.zeros_like(cov)
+        square_sine = (1 - cov / safe_sqrt(var1) / safe_sqrt(var2)).nan_to_num(1.0)
+        square_sine = (square_sine * (2 - square_sine)).clamp_min(torch.finfo(cov.dtype).eps)
+        return (4 * (total - 2 * cov) / (total * square_sine.sqrt())).nan_to_num(0.0)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""

@@ -194,7 +194,14 @@ def _columns(first: Tensor, second: Tensor) -> tuple[tuple[Tensor, ...], tuple[T
 
 
 def _counts(first: Tensor, second: Tensor, accuracy: float | None) -> tuple[int, int]:
-    """Numbers of even and of odd terms whose rest is not negligible; one even term at least."""
+    """Numbers of even and of odd terms whose rest is not negligible; one even term at least.
+
+    It must be negligible for each pair: where variances are large, slopes are small.
+    """
+    first, second = (
+        x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(torch.finfo(x.dtype).tiny)
+        for x in (first.detach(), second.detach())
+    )
     bounds = _term_bounds(first, second)
     negligible = (accuracy or torch.finfo(first.dtype).eps / 8) * sum(bounds)
     return max(1, _count(bounds[::2], negligible)), _count(bounds[1::2], negligible)

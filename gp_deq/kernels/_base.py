@@ -111,9 +111,12 @@ class NeuralKernel(Kernel):
             )
         self._check_inputs(x1, x2, diag)
         monitor = SolverMonitor()
-        value = self._evaluate(*self._arguments(x1, x2, diag), monitor)
+        value = self._value(x1, x2, diag, monitor)
         self._report(monitor, value)
         return value.squeeze(-1).squeeze(-1) if diag else value
+
+    def _value(self, x1: Tensor, x2: Tensor, diag: bool, monitor: SolverMonitor) -> Tensor:
+        return self._evaluate(*self._arguments(x1, x2, diag), monitor)
 
     def _arguments(
         self, x1: Tensor, x2: Tensor, diag: bool

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from gpytorch.constraints import Interval, Positive
 from gpytorch.priors import Prior
 from torch import Tensor
 
 from ..activations import Activation, PairCovariance, get_activation
+from ..activations.detailed_pair import constant_pair, detailed_pair, layer_of, scaled_in_parts
+from ..activations.pair_covariance import DetailedPair
 from ..activations.piecewise_linear import LeakyReLU
 from ..equilibrium import SolverMonitor
 from ..equilibrium.angle import AngleSolver
 from ..equilibrium.distance import DistanceSolver, tangent_solver
 from ..equilibrium.fast import fast_matrix
+from ..equilibrium.pairwise import flatten_batches, pairwise, take, visits
 from ..equilibrium.solution import BlockSolver
 from ._base import NeuralKernel
 from .constraints import BelowCritical
+
+#: Error, in units in the last place, beyond which pairs are computed in detail: half of the
+#: documented bound of 64, as the estimate is one of orders of magnitude and other errors add.
+_LARGEST_LOSS = 32.0
 
 
 class WeightedKernel(NeuralKernel):
@@ -51,6 +60,98 @@ class WeightedKernel(NeuralKernel):
     @weight_variance.setter
     def weight_variance(self, value: Tensor | float) -> None:
         self._set_hyperparameter("weight_variance", value)
+
+    @property
+    def _is_tangent(self) -> bool:
+        """Whether the kernel depends on ``P``."""
+        return False
+
+    def _value(self, x1: Tensor, x2: Tensor, diag: bool, monitor: SolverMonitor) -> Tensor:
+        z1, z2, hyperparameters = self._arguments(x1, x2, diag)
+        pairs = self._lossy_pairs(z1, z2, hyperparameters[-1])
+        if pairs is None:
+            return self._evaluate(z1, z2, hyperparameters, monitor)
+
+        def scale(x: Tensor) -> Tensor:
+            size = self.lengthscale.double() * math.sqrt(x.shape[-1])
+            parts = scaled_in_parts(x.double(), self.center.double(), size)
+            return parts.unsqueeze(-2) if diag else parts
+
+        def function(z1: Tensor, z2: Tensor, *hyperparameters: Tensor) -> Tensor:
+            injected = detailed_pair(z1, z2, hyperparameters[-1])
+            return self._read_out(injected, monitor, *hyperparameters)
+
+        parts1, parts2 = scale(x1), None if z2 is None else scale(x2)
+        wide = [value.double() for value in hyperparameters]
+        batch = torch.broadcast_shapes(
+            *(t.shape[:-2] for t in (z1, z1 if z2 is None else z2, *wide))
+        )
+        count = batch.numel() * z1.shape[-2] * (z1 if z2 is None else z2).shape[-2]
+        if 2 * len(pairs[0]) > count:
+            return pairwise(function, parts1, parts2, *wide).to(z1.dtype)
+        value = self._evaluate(z1, z2, hyperparameters, monitor)
+        along, rows, columns = pairs
+
+        def pick(tensor: Tensor, index: Tensor | None) -> Tensor:
+            flat = tensor.expand(*batch, *tensor.shape[-2:]).reshape(-1, *tensor.shape[-2:])
+            return flat[along, index].unsqueeze(-2) if index is not None else flat[along]
+
+        careful = pairwise(
+            function,
+            pick(parts1, rows),
+            pick(parts1 if parts2 is None else parts2, columns),
+            *(pick(value, None) for value in wide),
+        )
+        careful = careful.reshape(-1).to(value.dtype)
+        flat = value.reshape(-1, *value.shape[-2:]).index_put((along, rows, columns), careful)
+        if z2 is None:
+            flat = flat.index_put((along, columns, rows), careful)
+        return flat.reshape(value.shape)
+
+    def _lossy_pairs(
+        self, z1: Tensor, z2: Tensor | None, bias_variance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Batch, row and column of the pairs that need details; None if there are none.
+
+        Args:
+            z1: Scaled inputs.
+            z2: Scaled inputs; None for ``z1``, then only the upper triangle counts.
+            bias_variance: ``... x 1 x 1``.
+        """
+        if not self.activation.detailed or self._solves_angles:
+            return None
+        with torch.no_grad():
+            _, points, (bias,) = flatten_batches((z1, z2), (bias_variance,))
+            sides = [z for z in points if z is not None]
+            norms = [z.square().sum(-1, keepdim=True) for z in sides]
+            small = all(bool((norm <= _LARGEST_LOSS).all()) for norm in norms)
+            if small and not self.activation.homogeneous:
+                return None
+            found = []
+            for block in visits(sides[0], points[1]):
+                along, down, across = block
+                first, second = sides[0][along, down], sides[-1][along, across]
+                loss = self.activation.loss(
+                    norms[0][along, down] + take(bias, along),
+                    norms[-1][along, across].mT + take(bias, along),
+                    first @ second.mT + take(bias, along),
+                    self._is_tangent,
+                )
+                lossy = loss > _LARGEST_LOSS
+                if z2 is None and down == across:
+                    lossy = lossy.triu_()
+                if bool(lossy.any()):
+                    places = lossy.nonzero()
+                    found.append(places + places.new_tensor([part.start for part in block]))
+        if not found:
+            return None
+        batch, rows, columns = torch.cat(found).unbind(-1)
+        return batch, rows, columns
+
+    @property
+    def _solves_angles(self) -> bool:
+        """Whether the kernel is computed from angles that have all digits."""
+        return False
 
     @abstractmethod
     def _default_constraint(self) -> Interval: ...
@@ -95,6 +196,10 @@ class FiniteDepthKernel(WeightedKernel):
         bias_variance: Tensor,
     ) -> PairCovariance:
         """Covariance of the pre-activations of the layer after one with these activations."""
+        if isinstance(dual, DetailedPair):
+            assert isinstance(injected, DetailedPair)
+            source = injected if self.input_injection else constant_pair(bias_variance, injected)
+            return layer_of(weight_variance, dual, source)
         if self.input_injection:
             terms = zip(dual, injected, strict=True)
             return PairCovariance(*(weight_variance * term + other for term, other in terms))
@@ -116,6 +221,14 @@ class EquilibriumKernel(WeightedKernel):
     def _block_read_out(self) -> str:
         """Read-out of the solvers of blocks: "nngp", or what is trained in the NTK."""
         return "nngp"
+
+    @property
+    def _is_tangent(self) -> bool:
+        return self._block_read_out != "nngp"
+
+    @property
+    def _solves_angles(self) -> bool:
+        return self.activation.homogeneous
 
     def _default_constraint(self) -> Interval:
         critical = self.activation.critical_weight_variance
