@@ -143,9 +143,13 @@ class LeakyReLU(Activation):
         total = var1 + var2
         if not tangent or self.angular_part == 0:
             return torch.zeros_like(cov)
-        square_sine = (1 - cov / safe_sqrt(var1) / safe_sqrt(var2)).nan_to_num(1.0)
-        square_sine = (square_sine * (2 - square_sine)).clamp_min(torch.finfo(cov.dtype).eps)
-        return (4 * (total - 2 * cov) / (total * square_sine.sqrt())).nan_to_num(0.0)
+        epsilon = torch.finfo(cov.dtype).eps
+        distance = ((total - 2 * cov) / total).clamp_min(0.0)
+        cosine = cov / safe_sqrt(var1) / safe_sqrt(var2)
+        # the cosine does not know smaller angles, and from zero the error is a root
+        square_sine = (1 - cosine) * (1 + cosine) - 4 * epsilon
+        square_sine = torch.maximum(square_sine, epsilon * distance)
+        return (4 * distance / square_sine.sqrt()).nan_to_num(0.0)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""
