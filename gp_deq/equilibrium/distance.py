@@ -229,9 +229,11 @@ class DistanceSolver:
         along, down, across = block
         weight = take(self.weight_variance, along)
         side1, side2 = self.side1.take(along, down), self.side2.take(along, across)
-        cov = side1.x @ side2.x.mT + take(self.bias_variance, along)
-        cov.addcmul_(value, weight)
-        sqdist = cov.mul_(-2).add_(side1.variance + side2.variance.mT)
+        # a sum of the layer's equation: the difference of variances and covariance may be negative
+        lower = squared_distance(side1.x, side2.x)
+        diagonals = self.diagonal1.value[along, down] + self.diagonal2.value[along, across].mT
+        sqdist = diagonals.sub_(value, alpha=2).clamp_min_(0.0).mul_(weight).add_(lower)
+        sqdist = torch.minimum(sqdist, lower.mul_(take(self.widening, along)))
         by_variance = self.activation.variance_slopes(side1.features, side2.features, sqdist)
         adjoint = upstream + weight * weighted
         by_row = (adjoint * by_variance[0]).sum(-1, keepdim=True)

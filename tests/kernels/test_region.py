@@ -131,7 +131,7 @@ def check(case: Case) -> None:
 
 KINDS = ["DEQNNGPKernel", "DEQNTKKernel", "NNGPKernel", "NTKKernel", "DEKer"]
 QUICK = hypothesis.settings(
-    max_examples=40,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,
