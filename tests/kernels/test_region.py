@@ -153,7 +153,7 @@ def test_region(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_region_at_length(kind: str) -> None:
-    long = hypothesis.settings(QUICK, max_examples=2000)
+    long = hypothesis.settings(QUICK, max_examples=1000)
     long(hypothesis.given(cases([kind]))(check))()
 
 
