@@ -26,15 +26,15 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from . import settings
-from .activations.pair_covariance import safe_sqrt
-from .equilibrium.report import ConvergenceWarning, SolverMonitor
-from .implicit_layers.exponential_family import ExponentialFamily, Gaussian, Poisson, get_family
-from .implicit_layers.map_solver import (
+from .activations import ExponentialFamily, Gaussian, Poisson, get_family, safe_sqrt
+from .equilibrium import ConvergenceWarning, SolverMonitor
+from .implicit_layers import (
     Curvature,
     check_covariance,
     check_data,
     check_new_inputs,
     most_probable,
+    without_autocast,
 )
 
 __all__ = ["LaplaceGP", "LaplacePosterior", "Moments", "log_predictive", "target_moments"]
@@ -48,10 +48,13 @@ _MOST_NODES, _CHUNK = 4096, 2_000_000
 #: Nodes of the integral of a likelihood.
 _LIKELIHOOD_NODES = 401
 _LOG_2PI = math.log(2 * math.pi)
+#: Expected counts over observed ones, plus one, that are called meaningless: an excess by a factor
+#: of e^(v/2) with a latent variance v above 4.6, where the posterior is far from a Gaussian.
+_EXCESS = 10
 
 
 class Moments(NamedTuple):
-    """Mean and variance of targets.
+    """Mean and variance of each target, or of each latent value.
 
     Args:
         mean: ``... x m``.
@@ -63,16 +66,17 @@ class Moments(NamedTuple):
 
 
 class LaplacePosterior:
-    r"""What is known after the data: a Gaussian for the latent function.
+    r"""The posterior, with a Gaussian for the latent function.
 
-    It is that of the hyperparameters at the time: condition anew when they change. What
-    :meth:`LaplaceGP.fit` returns has hyperparameters of its own.
+    It belongs to the hyperparameters that the model had when it was made: condition anew when they
+    change. The posterior that :meth:`LaplaceGP.fit` returns has hyperparameters of its own.
 
     Args:
         model: The prior and its hyperparameters.
         X: Inputs, ``... x n x d``.
         y: Targets, ``... x n``.
-        similar: Of the same data and similar hyperparameters; the mode is found sooner from there.
+        similar: A posterior of the same data at similar hyperparameters, from whose mode this one's
+            is found sooner.
 
     Attributes:
         mode: Most probable latent values at ``X``, ``... x n``.
@@ -102,6 +106,7 @@ class LaplacePosterior:
         log_factor = self._curvature.factor.diagonal(dim1=-2, dim2=-1).log()
         self.log_evidence = (fit - log_factor).sum(-1)
 
+    @without_autocast
     def __call__(self, X_new: Tensor) -> MultivariateNormal:
         """The latent function.
 
@@ -116,6 +121,7 @@ class LaplacePosterior:
         # as an operator, so that GPyTorch factorises it with a jitter if need be
         return MultivariateNormal(mean, to_linear_operator((covariance + covariance.mT) / 2))
 
+    @without_autocast
     def latent(self, X_new: Tensor) -> Moments:
         """Mean and variance of each latent value alone, without the ``m x m`` covariance.
 
@@ -124,10 +130,11 @@ class LaplacePosterior:
         """
         mean, spread = self._project(X_new)
         prior = self.model.kernel(X_new, diag=True)
-        # no less than rounding of the prior's
+        # the difference may be negative by the rounding of the prior variance
         floor = torch.finfo(prior.dtype).eps * prior
         return Moments(mean, torch.maximum(prior - spread.square().sum(-2), floor))
 
+    @without_autocast
     def predict(self, X_new: Tensor) -> Moments:
         r"""Mean and variance of new targets.
 
@@ -143,6 +150,7 @@ class LaplacePosterior:
         """
         return target_moments(self.model.family, *self.latent(X_new))
 
+    @without_autocast
     def log_prob(self, X_new: Tensor, y_new: Tensor) -> Tensor:
         """Log predictive density, or probability, of each new target alone.
 
@@ -160,7 +168,7 @@ class LaplacePosterior:
         return log_predictive(self.model.family, y_new, *self.latent(X_new))
 
     def _project(self, X_new: Tensor) -> tuple[Tensor, Tensor]:
-        """Means, and the factor whose square is what the data take off the covariance."""
+        """Means, and the factor whose square the data subtract from the prior covariance."""
         check_new_inputs(X_new, self.X)
         cross = self.model.kernel(X_new, self.X).to_dense()
         mean = self.model.mean(X_new) + (cross @ self._residual.unsqueeze(-1)).squeeze(-1)
@@ -187,7 +195,7 @@ class LaplaceGP(gpytorch.Module):
 
     Args:
         kernel: Any GPyTorch kernel, of the latent function; give it an output scale.
-        family: Name or :class:`~gp_deq.implicit_layers.ExponentialFamily` of the targets.
+        family: Name or :class:`~gp_deq.activations.ExponentialFamily` of the targets.
         mean: GPyTorch mean of the latent function. Default: zero. Counts want a
             ``ConstantMean()``.
 
@@ -262,7 +270,7 @@ class LaplaceGP(gpytorch.Module):
 
         Args:
             X: As for :meth:`posterior`.
-            y: As there.
+            y: As for :meth:`posterior`.
 
         Returns:
             ``...``, the leading dimensions of the data.
@@ -285,6 +293,7 @@ class LaplaceGP(gpytorch.Module):
         """
         return self.posterior().predict(X_new)
 
+    @without_autocast
     def fit(self, X: Tensor, y: Tensor, max_iterations: int = 200) -> LaplacePosterior:
         """Learn the hyperparameters by maximising the evidence, and the priors that there are.
 
@@ -298,7 +307,8 @@ class LaplaceGP(gpytorch.Module):
 
         Returns:
             The posterior, without a graph, at the best hyperparameters that were seen. There is a
-            warning if L-BFGS did not converge.
+            warning if L-BFGS did not converge, or if expected counts come out much larger than the
+            observed ones.
 
         Raises:
             ValueError: as for :meth:`posterior`.
@@ -308,7 +318,7 @@ class LaplaceGP(gpytorch.Module):
         parameters = [p for p in self.parameters() if p.requires_grad]
         start = _flatten(parameters)
         with torch.no_grad():
-            similar = self.posterior()  # what is wrong with the data is said here
+            similar = self.posterior()  # raises the errors of bad data before anything changes
         best, best_point, best_posterior = math.inf, start, similar
 
         def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
@@ -345,10 +355,38 @@ class LaplaceGP(gpytorch.Module):
                 warnings.warn(
                     f"LaplaceGP.fit stopped after {found.nit} iterations: {reason}. Call fit "
                     "again to go on, raise max_iterations, or scale inputs and targets.",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
         with torch.no_grad():
-            return deepcopy(self)._condition(X, y, best_posterior)
+            fitted = deepcopy(self)._condition(X, y, best_posterior)
+            if not math.isfinite(self.family.lipschitz):
+                self._check_totals(fitted, y)
+        return fitted
+
+    def _check_totals(self, fitted: LaplacePosterior, y: Tensor) -> None:
+        """Warns if the expected counts are meaningless.
+
+        With a fitted constant mean the expected counts of the exact posterior add up to the
+        observed ones. Where there are few events, the evidence may lead to a latent variance of
+        hundreds, and Laplace's Gaussian, unlike the posterior, has mass at huge rates.
+        """
+        total = y.sum(-1)
+        limit = _EXCESS * (total + 1)
+        # the prior variance bounds that of the posterior, and is often small enough
+        prior = fitted.model.kernel(fitted.X, diag=True)
+        bound = target_moments(self.family, fitted.mode, prior).mean.sum(-1)
+        if bool((bound <= limit).all()):
+            return
+        expected = fitted.predict(fitted.X).mean.sum(-1)
+        if bool((expected > limit).any()):
+            warnings.warn(
+                f"LaplaceGP.fit ({self.family!r}): at the training inputs {total.max().item():.3g} "
+                f"events were observed and {expected.max().item():.1e} are expected. The latent "
+                f"variance is up to {fitted.latent(fitted.X).variance.max().item():.1e}, too large "
+                "for Laplace's approximation. Give the model a ConstantMean and the kernel priors "
+                "that bound its variance, as those of gp_deq.bayesopt.get_covar_module do.",
+                stacklevel=4,
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # the data go where the parameters go
@@ -356,6 +394,7 @@ class LaplaceGP(gpytorch.Module):
             self.train_inputs, self.train_targets = fn(self.train_inputs), fn(self.train_targets)
         return super()._apply(fn, recurse)
 
+    @without_autocast
     def _condition(
         self, X: Tensor, y: Tensor, similar: LaplacePosterior | None = None
     ) -> LaplacePosterior:
@@ -367,7 +406,7 @@ class LaplaceGP(gpytorch.Module):
                 f"iterations, relative step {report.residual:.1e}. Scale inputs or output scale, "
                 "or raise gp_deq.settings.max_solver_iterations.",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return found
 
@@ -385,6 +424,7 @@ def _assign(parameters: Sequence[Tensor], point: np.ndarray) -> None:
             parameter.copy_(value.reshape(parameter.shape))
 
 
+@without_autocast
 def target_moments(family: ExponentialFamily, mean: Tensor, variance: Tensor) -> Moments:
     """Mean and variance of targets with Gaussian natural parameters.
 
@@ -392,9 +432,9 @@ def target_moments(family: ExponentialFamily, mean: Tensor, variance: Tensor) ->
     ``a`` of the reals; see :meth:`LaplacePosterior.predict`.
 
     Args:
-        family: Of the targets.
-        mean: Of the natural parameters, ``... x m``.
-        variance: Of the natural parameters, ``... x m``.
+        family: Family of the targets.
+        mean: Means of the natural parameters, ``... x m``.
+        variance: Variances of the natural parameters, ``... x m``.
     """
     if isinstance(family, Gaussian):
         return Moments(mean, variance + 1)
@@ -420,6 +460,7 @@ def target_moments(family: ExponentialFamily, mean: Tensor, variance: Tensor) ->
     return Moments(first, second)
 
 
+@without_autocast
 def log_predictive(
     family: ExponentialFamily, targets: Tensor, mean: Tensor, variance: Tensor
 ) -> Tensor:
@@ -431,10 +472,10 @@ def log_predictive(
     Gaussian leave: to 1e-6 while these stay below 100, to 2e-3 at 1000.
 
     Args:
-        family: Of the targets.
+        family: Family of the targets.
         targets: ``... x m``.
-        mean: Of the natural parameters, ``... x m``.
-        variance: Of the natural parameters, ``... x m``.
+        mean: Means of the natural parameters, ``... x m``.
+        variance: Variances of the natural parameters, ``... x m``.
 
     Returns:
         ``... x m``.
@@ -445,7 +486,7 @@ def log_predictive(
     family.check(targets)
     if isinstance(family, Gaussian):
         return -((targets - mean).square() / (variance + 1) + (variance + 1).log() + _LOG_2PI) / 2
-    # at a width of zero the integrand is the likelihood
+    # a variance of zero leaves the likelihood at the mean; the substitute is far below rounding
     prior = variance.clamp_min(torch.finfo(variance.dtype).eps ** 2)
     with torch.no_grad():
         statistic = family.sufficient_statistic(targets)
@@ -457,7 +498,7 @@ def log_predictive(
         reach = ((mode - mean).abs() + _REACH * prior.sqrt()) / width
         ends = reach.asinh().unsqueeze(-1)
         t = torch.linspace(-1, 1, _LIKELIHOOD_NODES, dtype=mean.dtype, device=mean.device) * ends
-        # from the mean, of which a narrow Gaussian is a rounding error away
+        # differences from the mean: the nodes of a narrow Gaussian lie within its rounding
         shift = (mode - mean).unsqueeze(-1) + width.unsqueeze(-1) * t.sinh()
         step = 2 * ends / (_LIKELIHOOD_NODES - 1)
         log_weights = (step * width.unsqueeze(-1)).log() + t.cosh().log()

@@ -50,7 +50,14 @@ class _Setting(Generic[T]):
 class max_solver_iterations(_Setting[int]):
     """Largest number of Newton steps for an equilibrium. Default 60.
 
-    Safeguarded Newton steps halve a bracket at worst; a handful is normal.
+    At worst a safeguarded Newton step halves the bracket, so that 60 steps reach the last of the 53
+    bits of double precision. A handful is normal.
+
+    Args:
+        value: Number of steps, at least 1.
+
+    Raises:
+        ValueError: The number is not a positive integer.
     """
 
     _value = 60
@@ -64,7 +71,11 @@ class max_solver_iterations(_Setting[int]):
 
 
 class warn_not_converged(_Setting[bool]):
-    """Whether a solve that misses its tolerance warns (``ConvergenceWarning``). Default True."""
+    """Whether a solve that misses its tolerance warns (``ConvergenceWarning``). Default True.
+
+    Args:
+        value: Whether to warn.
+    """
 
     _value = True
 
@@ -75,12 +86,15 @@ class warn_not_converged(_Setting[bool]):
 class solver_tolerance:
     """Newton step at which an equilibrium is accepted, relative to the variances of the pair.
 
-    Newton's method converges quadratically, so what is left is of the order of the step's square:
-    rounding. Defaults 1e-9 (float64) and 1e-4 (float32).
+    Newton's method converges quadratically, so the remaining error is of the order of the square of
+    the step. The defaults, 1e-9 in float64 and 1e-4 in float32, have squares below rounding.
 
     Args:
         float_value: Tolerance in float32; unchanged if None.
         double_value: Tolerance in float64; unchanged if None.
+
+    Raises:
+        ValueError: A tolerance is not positive.
     """
 
     _values: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-4, torch.float64: 1e-9}

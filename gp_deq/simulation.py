@@ -1,4 +1,4 @@
-r"""Finite networks behind :class:`~gp_deq.kernels.DEKerKernel`: stochastic gradient on features.
+r"""Finite networks of :class:`~gp_deq.kernels.DEKerKernel`: gradient steps on random features.
 
 Tsuchida and Ong (2023, "Stochastic gradient updates yield deep equilibrium kernels", TMLR) embed
 every input :math:`x` as features :math:`\phi(x) \in \mathbb R^m` of a latent-variable model. Its
@@ -60,7 +60,7 @@ def default_latent_dim(width: int) -> int:
         width: Number ``d`` of observed coordinates.
 
     Returns:
-        ``m``.
+        The number of features ``m``.
     """
     return math.isqrt(width**3)
 
@@ -81,16 +81,17 @@ class FeatureSGD:
     :math:`\operatorname{E}\gamma` is 0 or :math:`\sqrt{b(x, x)/(2\pi)}`.
 
     Args:
-        link: "relu" (:math:`\sigma` the ReLU, :math:`\rho` the Heaviside function), "identity"
-            (:math:`\sigma(u) = u`, :math:`\rho = 1`), a pair ``(sigma, rho)`` of elementwise
-            functions, or an object with these two attributes.
-        features: "linear" or "relu", the observations.
-        regularization: :math:`\lambda > 0`.
-        step_size: :math:`h` in (0, 2).
-        feature_scale: :math:`a`.
-        lengthscale: A float, or one for each input dimension.
+        link: Link function: "relu" (:math:`\sigma` the ReLU, :math:`\rho` the Heaviside function),
+            "identity" (:math:`\sigma(u) = u`, :math:`\rho = 1`), a pair ``(sigma, rho)`` of
+            elementwise functions, or an object with these two attributes.
+        features: Kind of the observations :math:`\gamma`, "linear" or "relu", named as in
+            :class:`~gp_deq.kernels.DEKerKernel`.
+        regularization: Regularization :math:`\lambda > 0`.
+        step_size: Step size :math:`h` in (0, 2).
+        feature_scale: Scale :math:`a` of the observations.
+        lengthscale: Lengthscale, a float or one for each input dimension.
         bias_variance: Variance of the bias of :math:`g`.
-        center: Subtracted from the inputs, a float or one for each input dimension.
+        center: Point that is subtracted from the inputs, a float or one for each input dimension.
 
     Raises:
         ValueError: an unknown name, or a number outside its range.
@@ -135,7 +136,7 @@ class FeatureSGD:
             x: Inputs, ``n x D``.
 
         Returns:
-            ``n x (D + 1)``, the last coordinate being the bias.
+            The coordinates, ``n x (D + 1)``, of which the last is the bias.
 
         Raises:
             ValueError: ``x`` is not a matrix of finite numbers, or its number of columns is not
@@ -176,15 +177,15 @@ class FeatureSGD:
             width: Number :math:`d` of observed coordinates.
             latent_dim: Number :math:`m` of features; :func:`default_latent_dim` if None.
             num_steps: Number of updates.
-            start: ``n x k``; the initial features are ``start @ N.mT / sqrt(m)`` with a standard
-                normal ``N``, ``m x k``, of mean Gram matrix ``start @ start.mT``. The injected
+            start: Root of the mean Gram matrix of the initial features, ``n x k``: these are
+                ``start @ N.mT / sqrt(m)`` with a standard normal ``N``, ``m x k``. The injected
                 input if None, so that :math:`\psi_0 = b`; ``torch.ones(n, 1)`` starts all inputs
                 from one random vector.
-            generator: Source of all random numbers; that of torch if None.
-            on_step: Called after each update with the number of those done.
+            generator: Source of all random numbers; torch's default generator if None.
+            on_step: Function called after each update with the number of updates done.
 
         Returns:
-            ``n x m``; ``features @ features.mT`` estimates the kernel.
+            The features, ``n x m``; ``features @ features.mT`` estimates the kernel.
 
         Raises:
             ValueError: an argument of the wrong shape or range.
@@ -192,13 +193,13 @@ class FeatureSGD:
         m, z, start = self._check(x, width, latent_dim, num_steps, start)
         sigma, rho = _functions(self.link)
         # one column for each input, as in the formulas
-        gamma = self._draw_observations(z, width, generator)
+        observations = self._draw_observations(z, width, generator)
         phi = _normal(m, start.shape[-1], generator) @ start.mT / math.sqrt(m)
         rate = self.step_size / (self.regularization * math.sqrt(m * width))
         for step in range(num_steps):
             v = _normal(width, m, generator)
             w = v @ phi
-            g = gamma * rho(w) - sigma(w)
+            g = observations * rho(w) - sigma(w)
             phi = (1 - self.step_size) * phi + rate * (v.mT @ g)
             on_step(step + 1)
         return phi.mT.contiguous()
@@ -214,7 +215,7 @@ class FeatureSGD:
         generator: torch.Generator | None = None,
         on_step: Callable[[int], None] = lambda step: None,
     ) -> Tensor:
-        r"""Gram matrix of the features, of the same law as with :meth:`draw_features` but cheap.
+        r"""Gram matrix with the distribution of that of :meth:`draw_features`, at a lower cost.
 
         The features of the :math:`n` inputs are :math:`\phi = QR` with orthonormal columns
         :math:`Q`, at most :math:`n`, and only :math:`R` matters. :math:`N = VQ` is standard normal
@@ -229,26 +230,28 @@ class FeatureSGD:
             width: Number :math:`d` of observed coordinates.
             latent_dim: Number :math:`m` of features; :func:`default_latent_dim` if None.
             num_steps: Number of updates.
-            start: As in :meth:`draw_features`.
-            generator: Source of all random numbers; that of torch if None.
-            on_step: Called after each update with the number of those done.
+            start: Root of the mean Gram matrix of the initial features, ``n x k``, as in
+                :meth:`draw_features`.
+            generator: Source of all random numbers; torch's default generator if None.
+            on_step: Function called after each update with the number of updates done.
 
         Returns:
-            ``n x n``.
+            The Gram matrix, ``n x n``.
 
         Raises:
             ValueError: an argument of the wrong shape or range.
         """
         m, z, start = self._check(x, width, latent_dim, num_steps, start)
         sigma, rho = _functions(self.link)
-        gamma = self._draw_observations(z, width, generator)
+        observations = self._draw_observations(z, width, generator)
         root = _triangle(_wishart_root(m, start.shape[-1], generator) @ start.mT / math.sqrt(m))
         rate = self.step_size / (self.regularization * math.sqrt(m * width))
         for step in range(num_steps):
             normal = _normal(width, len(root), generator)
             w = normal @ root
-            g = gamma * rho(w) - sigma(w)
+            g = observations * rho(w) - sigma(w)
             inside = (1 - self.step_size) * root + rate * (normal.mT @ g)
+            # on the complement of Q only the Gram matrix of g matters, so fewer rows will do
             g = _triangle(g)
             outside = rate * (_wishart_root(m - len(root), len(g), generator) @ g)
             root = _triangle(torch.cat([inside, outside]))

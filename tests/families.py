@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gp_deq.implicit_layers import (
+from gp_deq.activations import (
     Bernoulli,
     Binomial,
     ContinuousBernoulli,

@@ -26,6 +26,7 @@ MODULES = [
     "equilibrium",
     "equivalents",
     "kernels",
+    "metrics",
     "settings",
     "simulation",
     "tables",

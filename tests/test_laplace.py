@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 from copy import deepcopy
 
 import gpytorch
@@ -21,6 +22,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from torch import Tensor
 
 from gp_deq import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, settings
+from gp_deq.bayesopt import get_covar_module
 from gp_deq.equilibrium import ConvergenceWarning
 from gp_deq.implicit_layers import (
     Bernoulli,
@@ -337,6 +339,45 @@ def test_edges() -> None:
     assert torch.equal(predicted.mean.round(), signs)
     repeated = torch.cat([X, X])
     assert model.posterior(repeated, torch.cat([y, 1 - y])).log_evidence.isfinite()
+
+
+@pytest.mark.parametrize("kernel", [RBFKernel, DEQNNGPKernel])
+def test_autocast(kernel: type) -> None:
+    """Everything is that of float32, the fit too."""
+    X = inputs().float()
+    y = targets(Bernoulli(), X)
+
+    def evaluate(enabled: bool) -> list[Tensor]:
+        model = LaplaceGP(ScaleKernel(kernel()), "bernoulli")
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            evidence = model.posterior(X, y).log_evidence
+            posterior = model.fit(X, y, max_iterations=100)
+            found = [*posterior.predict(X[:3]), posterior.log_prob(X[:3], y[:3])]
+            joint = posterior(X[:3])
+        return [evidence, *found, joint.mean, joint.covariance_matrix]
+
+    for found, expected in zip(evaluate(True), evaluate(False), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kernel", [DEQNNGPKernel, DEKerKernel])
+def test_rates_without_meaning_are_announced(kernel: type) -> None:
+    """One event in thirty: the evidence leads to variances of hundreds, a rate of 1e43."""
+    x = torch.linspace(-2, 2, 30, dtype=torch.float64).unsqueeze(-1)
+    y = torch.zeros(30, dtype=torch.float64)
+    y[15] = 1
+    free = LaplaceGP(ScaleKernel(kernel()).double(), "poisson", ConstantMean().double())
+    with pytest.warns(UserWarning, match="1 events were observed and .* are expected"):
+        free.fit(x, y)
+    # and with the advice of the warning the rate comes out, and nothing is announced
+    name = "deker" if kernel is DEKerKernel else "deq-nngp"
+    bounded = get_covar_module(name, ard_num_dims=1).double()
+    model = LaplaceGP(bounded, "poisson", ConstantMean().double())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rate = model.fit((x + 2) / 4, y).predict((x + 2) / 4).mean
+    # the observed rate is 1/30; the prior lets it vary by a little
+    assert bool((rate > 0.02).all() and (rate < 0.06).all())
 
 
 def test_state() -> None:

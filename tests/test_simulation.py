@@ -176,6 +176,11 @@ def test_seeds_steps_and_precision(method: str) -> None:
     assert first.shape == (3, default_latent_dim(20) if method == "draw_features" else 3)
 
 
+def test_integer_inputs() -> None:
+    sgd, x = FeatureSGD(center=0.5, lengthscale=2), torch.tensor([[1, 0], [3, -2]])
+    assert torch.equal(sgd.injected_input(x), sgd.injected_input(x.double()))
+
+
 def test_default_latent_dim() -> None:
     assert [default_latent_dim(d) for d in (1, 5, 100, 500)] == [1, 11, 1000, 11180]
 

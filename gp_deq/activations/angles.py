@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..differentiation import in_their_places, one_gradient_at_a_time, pull_back
 from .pair_covariance import PairCovariance, safe_sqrt
 
 
@@ -34,6 +35,7 @@ class _Angle(torch.autograd.Function):
         return _polar(versine)[0]
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (versine,) = ctx.saved_tensors
         smooth = (versine > 0) & (versine < 2)
@@ -42,7 +44,7 @@ class _Angle(torch.autograd.Function):
 
 
 def _polar(versine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Angle, sine and cosine to rounding, which needs no arc sine."""
+    """Angle, sine and cosine to rounding; an arc cosine would lose the digits of small angles."""
     sine, cosine = (2 - versine).mul_(versine).sqrt_(), 1 - versine
     return torch.atan2(sine, cosine), sine, cosine
 
@@ -54,6 +56,7 @@ class _SineExcess(torch.autograd.Function):
         return _excess(*_polar(versine))
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (versine,) = ctx.saved_tensors
         return grad * _Angle.apply(versine)
@@ -75,6 +78,7 @@ class _SineExcessOfAngle(torch.autograd.Function):
         return _excess(theta, theta.sin(), theta.cos())
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (theta,) = ctx.saved_tensors
         return grad * theta * theta.sin()
@@ -98,7 +102,8 @@ def bent_distance(
     r"""Squared distance :math:`Am - 2B\sqrt{v_1 v_2}\,S(\theta)`, and :math:`\theta` itself.
 
     Args:
-        pair: Variances, squared distance m and angle, their difference being ``var1 - var2``.
+        pair: Its derivatives with respect to ``vardiff`` are given to the variances of which it is
+            the difference.
         linear_part: A.
         angular_part: B.
 
@@ -112,8 +117,8 @@ class _BentDistance(torch.autograd.Function):
     r"""First derivatives in closed form.
 
     With :math:`s = \sqrt{v_1 v_2}` and :math:`e = 1 - \cos\theta`, whose derivatives are
-    :math:`1/2s` by m and :math:`(1 - e)/2v_1 - 1/2s` by :math:`v_1`, the gradients of a function of
-    the squared distance :math:`d` returned and of the angle are
+    :math:`1/2s` with respect to m and :math:`(1 - e)/2v_1 - 1/2s` with respect to :math:`v_1`, the
+    gradients of a function of the squared distance :math:`d` returned and of the angle are
 
     .. math::
         \partial_m = A \partial_d - M, \qquad
@@ -142,12 +147,19 @@ class _BentDistance(torch.autograd.Function):
         return result, theta
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         var1, var2, sqdist, vardiff, versine, theta, sine = ctx.saved_tensors
         inputs = (var1, var2, sqdist, vardiff)
-        if torch.is_grad_enabled():
-            return *_differentiate(inputs, ctx.parts, grads), None, None
         linear_part, angular_part = ctx.parts
+        if torch.is_grad_enabled():
+
+            def outputs(*pair: Tensor) -> tuple[Tensor, Tensor]:
+                return _bent_distance(PairCovariance(*pair), linear_part, angular_part)
+
+            needed = ctx.needs_input_grad[:4]
+            found = pull_back(lambda *pair: (outputs(*pair), grads), inputs, needed)
+            return *in_their_places(found, needed), None, None
         by_sqdist, by_theta = grads
         root1, root2 = safe_sqrt(var1), safe_sqrt(var2)
         both, each = torch.zeros_like(theta), torch.zeros_like(theta)
@@ -183,21 +195,13 @@ def _versine(pair: PairCovariance) -> Tensor:
     return (pair.sqdist - gap).div_(2 * root1).div_(root2).clamp_(0.0, 2.0)
 
 
-def _differentiate(
-    inputs: tuple[Tensor, ...], parts: tuple[float, float], grads: tuple[Tensor | None, ...]
-) -> tuple[Tensor, ...]:
-    """Differentiable gradients of both outputs by the pair."""
-    linear_part, angular_part = parts
-    pair = PairCovariance(*(tensor.view_as(tensor) for tensor in inputs))
+def _bent_distance(
+    pair: PairCovariance, linear_part: float, angular_part: float
+) -> tuple[Tensor, Tensor]:
+    """:func:`bent_distance` with a graph; ``vardiff`` hands its derivatives to the variances."""
+    difference = pair.var1 - pair.var2
+    vardiff = pair.vardiff.detach() + (difference - difference.detach())
+    pair = pair._replace(vardiff=vardiff)
     scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
     bend = 2 * angular_part * scale * sine_excess(pair.versine)
-    outputs = (linear_part * pair.sqdist - bend, angle(pair.versine))
-    given = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None]
-    return torch.autograd.grad(
-        [output for output, _ in given],
-        pair,
-        [grad for _, grad in given],
-        create_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
+    return linear_part * pair.sqdist - bend, angle(pair.versine)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .activation import Activation
 from .detailed_pair import dual_in_detail
-from .pair_covariance import DetailedPair, PairCovariance
+from .pair_covariance import DetailedPair, PairCovariance, bounded
 
 
 class Erf(Activation):
@@ -96,7 +96,7 @@ class Erf(Activation):
         if isinstance(pair, DetailedPair):
             spread = 4 * pair.gram
         else:
-            spread = (sqdist * (2 * total - sqdist) - vardiff.square()).clamp_min(0.0)
+            spread = bounded(sqdist * (2 * total - sqdist) - vardiff.square(), 0.0)
         arc = torch.atan2(2 * pair.cov, determinant_of(pair, 2.0).sqrt())
         roots = (1 + 4 * var1).sqrt() + (1 + 4 * var2).sqrt()
         gap = (spread + 4 * (vardiff / roots).square()) / size
@@ -163,7 +163,7 @@ def determinant(var1: Tensor, var2: Tensor, total: Tensor, sqdist: Tensor, scale
     if not _comparable(var1, var2):
         direct = 4 * (var1 * var2) - (total - sqdist).square()
         spread = torch.where(radial > 4 * (var1 * var2), direct, spread)
-    return spread.clamp_min(0.0) * (scale**2 / 4) + (1 + scale * total)
+    return bounded(spread, 0.0) * (scale**2 / 4) + (1 + scale * total)
 
 
 def determinant_of(pair: PairCovariance, scale: float) -> Tensor:

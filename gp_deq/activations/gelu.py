@@ -10,7 +10,7 @@ from torch import Tensor
 from .activation import Activation
 from .detailed_pair import dual_in_detail
 from .erf import Erf, determinant, determinant_of
-from .pair_covariance import DetailedPair, PairCovariance
+from .pair_covariance import DetailedPair, PairCovariance, bounded
 
 
 class GELU(Activation):
@@ -50,10 +50,10 @@ class GELU(Activation):
         var1, var2 = features1, features2.mT
         total = var1 + var2
         det = determinant(var1, var2, total, sqdist, 1.0)
-        return self._expectations(var1, var2, (total - sqdist) / 2, det)
+        return self._from_covariance(var1, var2, (total - sqdist) / 2, det)
 
     @staticmethod
-    def _expectations(
+    def _from_covariance(
         var1: Tensor, var2: Tensor, cov: Tensor, det: Tensor
     ) -> tuple[Tensor, Tensor]:
         root = det.sqrt()
@@ -139,7 +139,7 @@ class GELU(Activation):
         """
         var1, var2, sqdist, vardiff = pair
         total = var1 + var2
-        value, _ = self._expectations(var1, var2, pair.cov, determinant_of(pair, 1.0))
+        value, _ = self._from_covariance(var1, var2, pair.cov, determinant_of(pair, 1.0))
         diagonal1, diagonal2 = self.diagonal(var1), self.diagonal(var2)
         halved = PairCovariance(*(term / 2 for term in pair))
         if isinstance(pair, DetailedPair):
@@ -149,7 +149,7 @@ class GELU(Activation):
         if isinstance(pair, DetailedPair):
             spread = pair.gram
         else:
-            spread = ((2 * total - sqdist) * sqdist - vardiff.square()).clamp_min(0.0) / 4
+            spread = bounded((2 * total - sqdist) * sqdist - vardiff.square(), 0.0) / 4
         root1, root2, root = (
             (1 + 2 * var1).sqrt(),
             (1 + 2 * var2).sqrt(),
@@ -175,7 +175,7 @@ class GELU(Activation):
         dual = PairCovariance(
             diagonal1,
             diagonal2,
-            torch.where(2 * sqdist < total, near, far).clamp_min(0.0),
+            bounded(torch.where(2 * sqdist < total, near, far), 0.0),
             self.diagonal_difference(var1, var2, vardiff),
         )
         if isinstance(pair, DetailedPair):
@@ -184,7 +184,7 @@ class GELU(Activation):
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
-        return self._expectations(*pair[:2], pair.cov, determinant_of(pair, 1.0))[1]
+        return self._from_covariance(*pair[:2], pair.cov, determinant_of(pair, 1.0))[1]
 
     @staticmethod
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .activation import Activation
 from .detailed_pair import dual_in_detail
-from .pair_covariance import DetailedPair, PairCovariance, safe_sqrt
-from .power_series import power_series, series_dual
+from .gradients import value_and_slope
+from .pair_covariance import DetailedPair, PairCovariance, bounded
+from .power_series import UNIT_ROOT, diagonal_series, expansion_dual, power_series
 
 
 class Hermite(Activation):
@@ -78,9 +79,11 @@ class Hermite(Activation):
         return self._lipschitz
 
     def features(self, variance: Tensor) -> Tensor:
-        r"""Variance, square root of the variance, and the coefficients a, b (``... x n x f``)."""
-        root = safe_sqrt(variance)
-        columns = torch.cat((variance, root, *self.coefficients(root)), -1)
+        r"""Variance, root of the variance, and the coefficients a, b (``... x n x f``).
+
+        Root and coefficients are those of :meth:`expansion`.
+        """
+        columns = torch.cat((variance, *self.expansion(variance)), -1)
         # a series reads one coefficient of all inputs at a time
         return columns.mT.contiguous().mT
 
@@ -106,7 +109,7 @@ class Hermite(Activation):
         r"""See :meth:`Activation.variance_slopes`.
 
         :math:`\frac12 \sum_k c_k(v_1) a_k(v_2) r^k` with :math:`\sqrt q\, c_k = \sqrt{k+1}\,
-        b_{k+1}`, taken as zero at a zero variance.
+        b_{k+1}`.
         """
         _, root1, value1, slope1 = self._split(features1)
         _, root2, value2, slope2 = self._split(features2)
@@ -135,7 +138,7 @@ class Hermite(Activation):
         r"""See :meth:`Activation.derivative_variance_slopes`.
 
         :math:`\frac12 \sum_{k < K} d_k(v_1) b_k(v_2) r^k` with :math:`\sqrt q\, d_k = \sqrt{k+1}\,
-        c_{k+1}`, taken as zero at a zero variance.
+        c_{k+1}`.
         """
         correlation = self._correlation(features1, features2, sqdist)
         (slope1, third1), (slope2, third2) = (
@@ -169,7 +172,7 @@ class Hermite(Activation):
 
     def _dual(self, pair: PairCovariance, features1: Tensor, features2: Tensor) -> PairCovariance:
         value1, value2 = (self._split(features)[2] for features in (features1, features2))
-        dual = series_dual(value1, value2, pair.versine)
+        dual = expansion_dual(value1, value2, pair)
         if isinstance(pair, DetailedPair):
             return dual_in_detail(dual, power_series(value1, value2, pair.correlation))
         return dual
@@ -183,13 +186,15 @@ class Hermite(Activation):
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`; cut at the same degree."""
-        value, _ = self.coefficients(safe_sqrt(_column(variance)))
-        return value.square().sum(-1, keepdim=True).reshape(variance.shape)
+        column = _column(variance)
+        _, value, _ = self.expansion(column)
+        return diagonal_series(value, value, column).reshape(variance.shape)
 
     def derivative_diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.derivative_diagonal`; cut at the same degree."""
-        _, slope = self.coefficients(safe_sqrt(_column(variance)))
-        return slope[..., : self.degree].square().sum(-1, keepdim=True).reshape(variance.shape)
+        column = _column(variance)
+        slope = self.expansion(column)[2][..., : self.degree]
+        return diagonal_series(slope, slope, column).reshape(variance.shape)
 
     def diagonal_slope(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_slope`; cut at the same degree."""
@@ -197,11 +202,12 @@ class Hermite(Activation):
 
     def diagonal_and_slope(self, variance: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.diagonal_and_slope`."""
-        root = safe_sqrt(_column(variance))
-        value, slope = self.coefficients(root)
-        bend = 2 * (self.half_curvature(root, slope) * value).sum(-1, keepdim=True)
-        total = slope[..., : self.degree].square().sum(-1, keepdim=True) + bend
-        square = value.square().sum(-1, keepdim=True)
+        column = _column(variance)
+        root, value, slope = self.expansion(column)
+        bend = 2 * diagonal_series(self.half_curvature(root, slope), value, column)
+        slope = slope[..., : self.degree]
+        total = diagonal_series(slope, slope, column) + bend
+        square = diagonal_series(value, value, column)
         return square.reshape(variance.shape), total.reshape(variance.shape)
 
     def truncation_error(self, variance: float) -> float:
@@ -234,7 +240,7 @@ class Hermite(Activation):
     def _correlation(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
         var1, var2 = features1[..., :1], features2[..., :1].mT
         scale = 2 * features1[..., 1:2] * features2[..., 1:2].mT
-        return ((var1 + var2 - sqdist) / scale.masked_fill(scale == 0, 1.0)).clamp(-1.0, 1.0)
+        return bounded((var1 + var2 - sqdist) / scale, -1.0, 1.0)
 
     def half_curvature(self, root: Tensor, slope: Tensor) -> Tensor:
         """Coefficients of half the second derivative, zero at a zero variance."""
@@ -242,15 +248,84 @@ class Hermite(Activation):
         return weights * slope[..., 1:] / (2 * root.masked_fill(root == 0, math.inf))
 
     def _half_third(self, root: Tensor, slope: Tensor) -> Tensor:
-        """Coefficients of half the third derivative, zero at a zero variance."""
+        """Coefficients of half the third derivative."""
         curvature = self.half_curvature(root, slope)[..., 1:]
         weights = torch.arange(1, self.degree + 1, dtype=slope.dtype, device=slope.device).sqrt()
-        return weights * curvature / root.masked_fill(root == 0, math.inf)
+        return weights * curvature / root
+
+    def expansion(self, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Roots of the variances, and the coefficients a and b that go with them.
+
+        At variance zero they are :data:`UNIT_ROOT` and the coefficients of :meth:`_taylor`.
+
+        Args:
+            variance: ``... x n x 1``.
+
+        Returns:
+            ``... x n x 1``, ``... x n x (K + 1)`` and ``... x n x (K + 2)``.
+        """
+        zero = variance == 0
+        if not bool(zero.any()):
+            root = variance.sqrt()
+            return root, *self.coefficients(root)
+        root = torch.where(zero, 1.0, variance).sqrt()
+        regular, taylor = self.coefficients(root), self._taylor(variance)
+        return (
+            root.masked_fill(zero, UNIT_ROOT),
+            torch.where(zero, taylor[0], regular[0]),
+            torch.where(zero, taylor[1], regular[1]),
+        )
+
+    def _taylor(self, variance: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Coefficients a and b at variance zero, with two derivatives with respect to it.
+
+        There :math:`G = \sum_k \alpha_k(v_1) a_k(v_2) (c / \sqrt{v_2})^k` with :math:`\alpha_k =
+        \operatorname E\varphi^{(k)}(\sqrt{v_1} z) / \sqrt{k!}`, a function of the covariance that
+        has all derivatives, while :math:`a_k = v_1^{k/2} \alpha_k` and the correlation have none.
+        These are the :math:`\epsilon^k \alpha_k` for a root :math:`\epsilon` = :data:`UNIT_ROOT`.
+
+        Args:
+            variance: ``... x n x 1``, zero where this is of use.
+        """
+        half = variance / 2
+        phi = [*self._derivatives_at_zero, *[0.0] * 12]
+
+        def coefficients(order: int, count: int) -> Tensor:
+            terms: list[Tensor] = []
+            for k in range(min(count, 6 - order)):
+                mean, bend, further = phi[order + k : order + k + 5 : 2]
+                term = mean + half * bend + half.square() * (further / 2)
+                terms.append(term * (UNIT_ROOT**k / math.sqrt(math.factorial(k))))
+            rest = variance.new_zeros(*variance.shape[:-1], count - len(terms))
+            return torch.cat((*terms, rest), -1)
+
+        return coefficients(0, self.degree + 1), coefficients(1, self.degree + 2)
+
+    @cached_property
+    def _derivatives_at_zero(self) -> list[float]:
+        """Derivatives of the function up to the fifth, means of both sides where one jumps.
+
+        Derivatives that torch does not have count as zero.
+        """
+        sides = torch.tensor([1e-300, -1e-300], dtype=torch.float64, requires_grad=True)
+        derivatives: list[float] = []
+        with torch.enable_grad():
+            value = self.fn(sides)
+            while len(derivatives) < 6:
+                mean = value.detach().mean().item()
+                derivatives.append(mean if math.isfinite(mean) else 0.0)
+                if not value.requires_grad:
+                    break
+                try:
+                    (value,) = torch.autograd.grad(value.sum(), sides, create_graph=True)
+                except RuntimeError:
+                    break
+        return derivatives
 
     def coefficients(self, root: Tensor) -> tuple[Tensor, Tensor]:
         """``a_0 ... a_K`` and ``b_0 ... b_(K+1)``, computed in double precision.
 
-        Of many variances they are interpolated: ``a_k / root`` and ``b_k`` are smooth functions of
+        For many variances they are interpolated: ``a_k / root`` and ``b_k`` are smooth functions of
         the logarithm of ``root``.
 
         Args:
@@ -296,19 +371,6 @@ class Hermite(Activation):
 
 def _column(variance: Tensor) -> Tensor:
     return variance.unsqueeze(-1)
-
-
-def value_and_slope(fn: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-    """``fn`` and its derivative, differentiable where ``points`` is."""
-    keep = torch.is_grad_enabled() and points.requires_grad
-    with torch.enable_grad():
-        points = points if keep else points.detach().requires_grad_()
-        value = fn(points)
-        if value.requires_grad:
-            (slope,) = torch.autograd.grad(value.sum(), points, create_graph=keep)
-        else:
-            slope = torch.zeros_like(points)
-    return (value, slope) if keep else (value.detach(), slope)
 
 
 def _log_grid(root: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -1,18 +1,24 @@
-"""Links of exponential families, whose gradient updates have a kernel as their limit."""
+"""Links: exponential families with a natural parameter, as they enter a gradient update."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from .angles import angle
-from .hermite import Hermite
+from .families import Bernoulli, ExponentialFamily, Gaussian, SignedBernoulli, get_family
+from .hermite import Hermite, value_and_slope
 from .pair_covariance import PairCovariance, safe_sqrt
 from .piecewise_linear import ReLU
-from .power_series import power_series, series_dual
+from .power_series import expansion_dual, expansion_ratio, power_series
+
+#: Degree at which series are cut, unless another one is asked for.
+_DEGREE = 128
 
 
 class ExponentialFamilyLink:
@@ -27,28 +33,32 @@ class ExponentialFamilyLink:
     For :math:`(u, v) \sim \mathcal N(0, \Psi)` a link offers :math:`\operatorname E
     \sigma(u)\sigma(v)`, :math:`\operatorname E \rho(u)\rho(v)` and :math:`\operatorname E
     \rho(u)\sigma(v)`, here through the Hermite coefficients of both functions (see
-    :class:`~gp_deq.activations.Hermite`). ``get_link`` knows, by name:
+    :class:`~gp_deq.activations.Hermite`). It is made from the two functions, or by
+    :meth:`from_family` from a family and :math:`R`. :func:`get_link` knows, by name:
 
-    ==================== ============================ ==================== ============
-    name                 :math:`\sigma`               :math:`\rho`         critical
-    ==================== ============================ ==================== ============
-    "relu"               :math:`\max(\eta, 0)`        :math:`1[\eta > 0]`  :math:`1/\sqrt 2`
-    "identity"           :math:`\eta`                 1                    1
-    "logistic"           sigmoid                      1                    1/4
-    "tanh"               tanh                         1                    1
-    "softplus-gaussian"  softplus sigmoid             sigmoid              1.04533
-    ==================== ============================ ==================== ============
+    ==================== ================ =========== ================ ================
+    name                 family           :math:`R`   :math:`\sigma`   critical
+    ==================== ================ =========== ================ ================
+    "relu"               Gaussian         relu        relu             :math:`1/\sqrt 2`
+    "identity"           Gaussian         identity    identity         1
+    "softplus-gaussian"  Gaussian         softplus    softplus sigmoid 1.04533
+    "logistic"           Bernoulli        identity    sigmoid          1/4
+    "tanh"               SignedBernoulli  identity    tanh             1
+    ==================== ================ =========== ================ ================
 
-    (the Gaussian family with :math:`R` = relu, identity and softplus; Bernoulli on {0, 1} and on
-    {-1, 1}). See [TsuchidaOng2023]_.
+    See [TsuchidaOng2023]_.
 
     Args:
         sigma: Elementwise torch function, differentiable.
-        rho: Elementwise torch function, differentiable but for a jump at zero. Of a jump the series
-            at the default degree loses two percent where inputs coincide; "relu" is exact.
+        rho: Elementwise torch function, differentiable but for a jump at zero. The series of a jump
+            loses two percent at the default degree where inputs coincide; "relu" is exact.
         degree: Degree at which the series are cut. Default 128.
         critical_regularization: The regularization must exceed it. Default: the least upper bound
             of :math:`|\sigma'|`, found on a grid.
+
+    Attributes:
+        family: The family, None for a link that was made from two functions.
+        natural_parameter: The function :math:`R`, None for the identity or if there is no family.
 
     Raises:
         TypeError: ``sigma`` or ``rho`` does not map a tensor to a tensor of the same shape.
@@ -60,6 +70,8 @@ class ExponentialFamilyLink:
         1.128379
     """
 
+    family: ExponentialFamily | None = None
+    natural_parameter: Callable[[Tensor], Tensor] | None = None
     #: Whether ``sigma`` is homogeneous of degree one and ``rho`` of degree zero.
     homogeneous: bool = False
 
@@ -68,7 +80,7 @@ class ExponentialFamilyLink:
         sigma: Callable[[Tensor], Tensor],
         rho: Callable[[Tensor], Tensor],
         *,
-        degree: int = 128,
+        degree: int = _DEGREE,
         critical_regularization: float | None = None,
     ) -> None:
         self.sigma = _series("sigma", sigma, degree, critical_regularization)
@@ -78,6 +90,54 @@ class ExponentialFamilyLink:
             raise ValueError(
                 f"critical_regularization must not be negative, got {critical_regularization!r}."
             )
+
+    @staticmethod
+    def from_family(
+        family: str | ExponentialFamily,
+        natural_parameter: Callable[[Tensor], Tensor] | None = None,
+        slope: Callable[[Tensor], Tensor] | None = None,
+        *,
+        degree: int | None = None,
+        critical_regularization: float | None = None,
+    ) -> ExponentialFamilyLink:
+        r"""The link of a family and a natural parameter :math:`R(\eta)`.
+
+        Args:
+            family: Name or :class:`ExponentialFamily`.
+            natural_parameter: :math:`R`, an elementwise torch function, differentiable twice.
+                Default: the identity.
+            slope: Its derivative :math:`R'`. Default: by automatic differentiation.
+            degree: As for the class. Default: 128, or 1 where :math:`\sigma` is the identity, whose
+                series ends there.
+            critical_regularization: As for the class. The default for :math:`R(\eta) = \eta` is the
+                least upper bound of :math:`A''`, which the family knows.
+
+        Raises:
+            TypeError: as for the class, or ``family`` is neither a name nor a family.
+            ValueError: as for the class, or the name of the family is not known.
+
+        Example:
+            >>> ExponentialFamilyLink.from_family("continuous-bernoulli")
+            ExponentialFamilyLink.from_family(ContinuousBernoulli())
+        """
+        family = get_family(family)
+        sigma: Callable[[Tensor], Tensor]
+        rho: Callable[[Tensor], Tensor]
+        if natural_parameter is None:
+            sigma, rho = family.mean, torch.ones_like
+            if critical_regularization is None:
+                critical_regularization = family.lipschitz
+        else:
+            rho = slope or partial(_derivative, natural_parameter)
+            sigma = partial(_mean_gradient, family, natural_parameter, rho)
+        if degree is None:
+            linear = natural_parameter is None and isinstance(family, Gaussian)
+            degree = 1 if linear else _DEGREE
+        link = ExponentialFamilyLink(
+            sigma, rho, degree=degree, critical_regularization=critical_regularization
+        )
+        link.family, link.natural_parameter = family, natural_parameter
+        return link
 
     @property
     def critical_regularization(self) -> float:
@@ -98,7 +158,7 @@ class ExponentialFamilyLink:
         r"""Covariance of :math:`\rho(u)` and :math:`\rho(v)`."""
         rho1, _ = self.coefficients(pair.var1)
         rho2, _ = self.coefficients(pair.var2.mT)
-        return series_dual(rho1, rho2, pair.versine)
+        return expansion_dual(rho1, rho2, pair)
 
     def residual_dual(
         self, pair: PairCovariance, mean1: Tensor | None, mean2: Tensor | None
@@ -114,13 +174,13 @@ class ExponentialFamilyLink:
         rho2, sigma2 = self.coefficients(pair.var2.mT)
         if mean1 is not None and mean2 is not None:
             sigma1, sigma2 = sigma1 - mean1 * rho1, sigma2 - mean2.mT * rho2
-        return series_dual(sigma1, sigma2, pair.versine)
+        return expansion_dual(sigma1, sigma2, pair)
 
     def cross(self, pair: PairCovariance) -> Tensor:
         r""":math:`\operatorname E \rho(u)\sigma(v)`, ``... x n x m``."""
         rho, _ = self.coefficients(pair.var1)
         _, sigma = self.coefficients(pair.var2.mT)
-        return power_series(rho, sigma, 1 - pair.versine)
+        return power_series(rho, sigma, expansion_ratio(pair))
 
     def coefficients(self, variance: Tensor) -> tuple[Tensor, Tensor]:
         r"""Hermite coefficients of :math:`\rho` and :math:`\sigma`, each ``... x n x (K + 1)``.
@@ -128,16 +188,15 @@ class ExponentialFamilyLink:
         Args:
             variance: ``... x n x 1``.
         """
-        root = safe_sqrt(variance)
-        return self.rho.coefficients(root)[0], self.sigma.coefficients(root)[0]
+        return self.rho.expansion(variance)[1], self.sigma.expansion(variance)[1]
 
     def rho_slopes(self, root: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        r"""Coefficients of :math:`\rho'` below the degree, a jump's part among them.
+        r"""Hermite coefficients of :math:`\rho'` below the degree, a jump's part among them.
 
         Args:
-            root: Square root of the variance.
-            value: Coefficients of :math:`\rho`.
-            slope: Those of its derivative where it has one.
+            root: Square root of the variance, ``... x n x 1``.
+            value: Coefficients of :math:`\rho`, ``... x n x (K + 1)``.
+            slope: Coefficients of its derivative where it has one, of the same shape.
         """
         if not self._jumps:
             return slope[..., : self.rho.degree]
@@ -145,11 +204,14 @@ class ExponentialFamilyLink:
         return weights * value[..., 1:] / root.masked_fill(root == 0, math.inf)
 
     def __repr__(self) -> str:
-        return f"ExponentialFamilyLink(sigma={_name(self.sigma.fn)}, rho={_name(self.rho.fn)})"
+        if self.family is None:
+            return f"ExponentialFamilyLink(sigma={_name(self.sigma.fn)}, rho={_name(self.rho.fn)})"
+        parameter = "" if self.natural_parameter is None else f", {_name(self.natural_parameter)}"
+        return f"ExponentialFamilyLink.from_family({self.family!r}{parameter})"
 
 
 class ReLULink(ExponentialFamilyLink):
-    r"""The link "relu": a Gaussian family whose mean is rectified, in closed form.
+    r"""The link "relu": the Gaussian family with :math:`R(\eta) = \max(\eta, 0)`, in closed form.
 
     With :math:`\theta` the angle of a pair and :math:`e = 1 - \cos\theta`,
 
@@ -162,6 +224,8 @@ class ReLULink(ExponentialFamilyLink):
     """
 
     homogeneous = True
+    family = Gaussian()
+    natural_parameter = staticmethod(torch.relu)
 
     def __init__(self) -> None:
         self._relu = ReLU()
@@ -227,13 +291,15 @@ def product_dual(first: PairCovariance, second: PairCovariance) -> PairCovarianc
 def get_link(
     link: str
     | ExponentialFamilyLink
+    | ExponentialFamily
     | tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
 ) -> ExponentialFamilyLink:
-    """Link of a given name.
+    """Link of a given name, family or pair of functions.
 
     Args:
         link: "relu", "identity", "logistic", "tanh", "softplus-gaussian"; an
-            :class:`ExponentialFamilyLink`, returned as it is; or a pair ``(sigma, rho)``.
+            :class:`ExponentialFamilyLink`, returned as it is; an :class:`ExponentialFamily` such as
+            ``Binomial(10)``, in its own natural parameter; or a pair ``(sigma, rho)``.
 
     Raises:
         ValueError: the name is not known.
@@ -245,43 +311,46 @@ def get_link(
     """
     if isinstance(link, ExponentialFamilyLink):
         return link
+    if isinstance(link, ExponentialFamily):
+        return ExponentialFamilyLink.from_family(link)
     if isinstance(link, str):
-        if link == "relu":
-            return ReLULink()
         if link in _NAMED:
-            sigma, rho, degree, critical = _NAMED[link]
-            return ExponentialFamilyLink(
-                sigma, rho, degree=degree, critical_regularization=critical
-            )
-        names = ", ".join(repr(name) for name in ["relu", *_NAMED])
+            return _NAMED[link]()
+        names = ", ".join(map(repr, _NAMED))
         raise ValueError(
             f"Unknown link {link!r}. Give one of {names}, or an ExponentialFamilyLink(sigma, rho)."
         )
     if isinstance(link, tuple) and len(link) == 2:
         return ExponentialFamilyLink(*link)
     raise TypeError(
-        "A link is a name, an ExponentialFamilyLink or a pair of functions (sigma, rho), not "
-        f"{link!r}."
+        "A link is a name, an ExponentialFamilyLink, an ExponentialFamily or a pair of functions "
+        f"(sigma, rho), not {link!r}."
     )
 
 
-def _identity(eta: Tensor) -> Tensor:
-    return eta
-
-
-def _softplus_mean(eta: Tensor) -> Tensor:
-    return torch.nn.functional.softplus(eta) * torch.sigmoid(eta)
-
-
-# sigma, rho, degree of the series, critical regularization (None where the grid finds it)
-_NAMED: dict[
-    str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int, float | None]
-] = {
-    "identity": (_identity, torch.ones_like, 1, 1.0),
-    "logistic": (torch.sigmoid, torch.ones_like, 128, 0.25),
-    "tanh": (torch.tanh, torch.ones_like, 128, 1.0),
-    "softplus-gaussian": (_softplus_mean, torch.sigmoid, 128, None),
+_NAMED: dict[str, Callable[[], ExponentialFamilyLink]] = {
+    "relu": ReLULink,
+    "identity": partial(ExponentialFamilyLink.from_family, Gaussian()),
+    "logistic": partial(ExponentialFamilyLink.from_family, Bernoulli()),
+    "tanh": partial(ExponentialFamilyLink.from_family, SignedBernoulli()),
+    "softplus-gaussian": partial(
+        ExponentialFamilyLink.from_family, Gaussian(), softplus, torch.sigmoid
+    ),
 }
+
+
+def _mean_gradient(
+    family: ExponentialFamily,
+    natural_parameter: Callable[[Tensor], Tensor],
+    slope: Callable[[Tensor], Tensor],
+    eta: Tensor,
+) -> Tensor:
+    r""":math:`A'(R(\eta)) R'(\eta)`."""
+    return family.mean(natural_parameter(eta)) * slope(eta)
+
+
+def _derivative(fn: Callable[[Tensor], Tensor], eta: Tensor) -> Tensor:
+    return value_and_slope(fn, eta)[1]
 
 
 def _series(

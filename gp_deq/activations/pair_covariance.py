@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +62,36 @@ class PairCovariance(NamedTuple):
         gap = self.vardiff / total.masked_fill(degenerate, 1.0)
         versine = (self.sqdist - gap.square()) / (2 * scale.masked_fill(degenerate, 1.0))
         undefined = (total > 0).to(versine.dtype)
-        return torch.where(degenerate, undefined, versine.clamp(0.0, 2.0))
+        return torch.where(degenerate, undefined, bounded(versine, 0.0, 2.0))
+
+
+def bounded(value: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+    """A quantity that only rounding takes out of its range, put back into it.
+
+    Unlike :func:`torch.clamp` it keeps the derivative, which would otherwise depend on the side of
+    a bound to which the last digit fell: at coincident inputs correlations lie on their bound.
+    """
+    return _Bounded.apply(value, low, high)
+
+
+class _Bounded(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, low: float, high: float) -> Tensor:
+        return value.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return tangent.clone()
 
 
 class DetailedPair(PairCovariance):

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .angles import angle, bent_distance, sine_excess
-from .detailed_pair import dual_in_detail, substitute
-from .pair_covariance import DetailedPair, PairCovariance, safe_sqrt
+from .pair_covariance import PairCovariance, safe_sqrt
 
 
 class LeakyReLU(Activation):
@@ -55,11 +53,6 @@ class LeakyReLU(Activation):
         """Larger of the two slopes."""
         return max(1.0, abs(self.negative_slope))
 
-    @property
-    def critical_weight_variance(self) -> float:
-        """Exactly ``2 / (1 + negative_slope**2)``: ``g(v) = v (1 + negative_slope**2) / 2``."""
-        return 1 / self.linear_part
-
     def expectations(
         self,
         features1: Tensor,
@@ -68,71 +61,9 @@ class LeakyReLU(Activation):
         accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
-        dual, slope = self.dual_and_derivative(_pair(features1, features2, sqdist))
+        var1, var2 = features1, features2.mT
+        dual, slope = self.dual_and_derivative(PairCovariance(var1, var2, sqdist, var1 - var2))
         return dual.cov, slope
-
-    def variance_slopes(
-        self, features1: Tensor, features2: Tensor, sqdist: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        r""":math:`\frac{(1-n)^2}{4\pi} \sqrt{v_2/v_1} \sin\theta`, zero at a zero variance."""
-        pair = _pair(features1, features2, sqdist)
-        sine = self.angular_part / 2 * angle(pair.versine).sin()
-        root1, root2 = safe_sqrt(pair.var1), safe_sqrt(pair.var2)
-        slope1 = sine * root2 / root1.masked_fill(root1 == 0, math.inf)
-        slope2 = sine * root1 / root2.masked_fill(root2 == 0, math.inf)
-        return slope1, slope2
-
-    def dual(self, pair: PairCovariance) -> PairCovariance:
-        """See :meth:`Activation.dual`."""
-        return self.dual_and_derivative(pair)[0]
-
-    def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
-        r"""See :meth:`Activation.dual_and_derivative`.
-
-        The squared distance is :math:`\frac{1+n^2}2 m - \frac{(1-n)^2}{\pi}\sqrt{v_1 v_2}\,S`, to
-        rounding in relative terms.
-        """
-        if isinstance(pair, DetailedPair):
-            return self._dual_in_detail(pair)
-        sqdist, theta = bent_distance(pair, self.linear_part, self.angular_part)
-        dual = PairCovariance(
-            self.linear_part * pair.var1,
-            self.linear_part * pair.var2,
-            sqdist,
-            self.diagonal_difference(*pair[:2], pair.vardiff),
-        )
-        return dual, (theta * -self.angular_part).add_(self.linear_part)
-
-    def derivative_dual(self, pair: PairCovariance) -> Tensor:
-        """See :meth:`Activation.derivative_dual`."""
-        if isinstance(pair, DetailedPair):
-            return self._dual_in_detail(pair)[1]
-        return self.linear_part - self.angular_part * angle(pair.versine)
-
-    def _dual_in_detail(self, pair: DetailedPair) -> tuple[PairCovariance, Tensor]:
-        r"""The same from the covariance, and from an angle that is accurate near :math:`\pi` too.
-
-        The correlation :math:`r_G` of the activations has :math:`1 - r_G = 1 - \cos\theta -
-        \frac BA S(\theta)`, A and B being the constants of the linear and of the angular part.
-        """
-        versine = pair.versine
-        theta = angle(versine)
-        scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
-        with torch.no_grad():
-            exact = torch.where(scale > 0, torch.atan2(pair.gram.sqrt(), pair.cov), theta)
-        theta = substitute(exact, theta)
-        bend = self.angular_part * sine_excess(versine)
-        dual = PairCovariance(
-            self.linear_part * pair.var1,
-            self.linear_part * pair.var2,
-            self.linear_part * pair.sqdist - 2 * scale * bend,
-            self.diagonal_difference(*pair[:2], pair.vardiff),
-        )
-        with torch.no_grad():
-            rest = versine - bend / self.linear_part
-            gram = (self.linear_part * scale).square() * rest * (2 - rest)
-        value = self.linear_part * pair.cov + scale * bend
-        return dual_in_detail(dual, value, gram), self.linear_part - self.angular_part * theta
 
     def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
         r"""See :meth:`Activation.loss`.
@@ -154,10 +85,6 @@ class LeakyReLU(Activation):
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""
         return self.linear_part * variance
-
-    def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
-        """See :meth:`Activation.diagonal_difference`."""
-        return self.linear_part * vardiff
 
     def derivative_diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.derivative_diagonal`."""
@@ -196,8 +123,3 @@ class Identity(LeakyReLU):
 
     def __repr__(self) -> str:
         return "Identity()"
-
-
-def _pair(var1: Tensor, var2: Tensor, sqdist: Tensor) -> PairCovariance:
-    var2 = var2.mT
-    return PairCovariance(var1, var2, sqdist, var1 - var2)

@@ -1,8 +1,9 @@
 r"""Sums :math:`\sum_k a_k(x)\, a'_k(x')\, r^k` over all pairs, as Mehler's formula has them.
 
 They are evaluated by Horner's rule in place. Their gradients are evaluated without the graph that
-the rule would leave behind: by the coefficients of an input they are sums over its partners, by the
-ratio another series. Where gradients are themselves differentiated, there is a graph.
+the rule would leave behind: with respect to the coefficients of an input they are sums over its
+partners, with respect to the ratio another series. Where gradients are themselves differentiated,
+there is a graph.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .pair_covariance import PairCovariance
+from ..differentiation import in_their_places, one_gradient_at_a_time, pull_back
+from .pair_covariance import PairCovariance, bounded
+
+#: Root that stands for that of a variance of zero. So small that Taylor coefficients times its
+#: powers fall off for functions that vary on a scale down to 1e-6, and a power of two.
+UNIT_ROOT = 2.0**-20
 
 
 def power_series(
@@ -27,8 +33,8 @@ def power_series(
         first: Coefficients of the first inputs, ``... x n x k``.
         second: Those of the second, ``... x m x k``.
         ratio: ``... x n x m``.
-        accuracy: Error allowed, relative to a bound of the sum of absolute terms; None for
-            rounding.
+        accuracy: Error allowed, relative to a bound of the sum of absolute terms of any pair whose
+            coefficients have the Euclidean norm one; None for rounding.
 
     Returns:
         ``... x n x m``.
@@ -55,6 +61,64 @@ def series_dual(value1: Tensor, value2: Tensor, versine: Tensor) -> PairCovarian
     return PairCovariance(var1, var2, sqdist, var1 - var2)
 
 
+def expansion_dual(value1: Tensor, value2: Tensor, pair: PairCovariance) -> PairCovariance:
+    """:func:`series_dual` where variances may be zero.
+
+    There the coefficients are those of a Taylor series in the covariance, for the root
+    :data:`UNIT_ROOT` (see ``Hermite.expansion``), and derivatives are those of that series.
+
+    Args:
+        value1: Coefficients of the first function, ``... x n x (K + 1)``.
+        value2: Coefficients of the second, ``... x m x (K + 1)``.
+        pair: Covariance of their arguments.
+    """
+    zero1, zero2 = pair.var1 == 0, pair.var2.mT == 0
+    if not bool(zero1.any()) and not bool(zero2.any()):
+        return series_dual(value1, value2, pair.versine)
+    # the squared distance itself is that of a constant, in its form without cancellation
+    exact1, exact2 = (
+        torch.cat((value[..., :1], value[..., 1:].masked_fill(zero, 0.0)), -1)
+        for value, zero in ((value1, zero1), (value2, zero2))
+    )
+    sqdist = series_dual(exact1, exact2, pair.versine).sqdist
+    var1 = diagonal_series(value1, value1, pair.var1)
+    var2 = diagonal_series(value2, value2, pair.var2.mT).mT
+    expanded = var1 + var2 - 2 * power_series(value1, value2, expansion_ratio(pair))
+    expanded = sqdist.detach() + (expanded - expanded.detach())
+    sqdist = torch.where(zero1 | zero2.mT, expanded, sqdist)
+    return PairCovariance(var1, var2, sqdist, var1 - var2)
+
+
+def expansion_ratio(pair: PairCovariance) -> Tensor:
+    """Correlations, :data:`UNIT_ROOT` being the root of a variance of zero, ``... x n x m``."""
+    zero = (pair.var1 == 0) | (pair.var2 == 0)
+    if not bool(zero.any()):
+        return 1 - pair.versine
+    root1, root2 = (
+        torch.where(variance == 0, UNIT_ROOT**2, variance).sqrt() for variance in pair[:2]
+    )
+    ratio = bounded(pair.cov / (root1 * root2), -1.0, 1.0)
+    return torch.where(zero, ratio, 1 - pair.versine)
+
+
+def diagonal_series(first: Tensor, second: Tensor, variance: Tensor) -> Tensor:
+    """Sum over k of the products of coefficients of the same input, ``... x n x 1``.
+
+    At variance zero the ratio of the series is not one, but the variance over that of
+    :data:`UNIT_ROOT`; there terms up to the second have a part in second derivatives.
+    """
+    zero = variance == 0
+    products = first * second
+    total = products.sum(-1, keepdim=True)
+    if not bool(zero.any()):
+        return total
+    ratio = variance / UNIT_ROOT**2
+    taylor = torch.zeros_like(variance)
+    for term in reversed(products[..., :3].split(1, -1)):
+        taylor = taylor * ratio + term
+    return torch.where(zero, taylor, total)
+
+
 class _PowerSeries(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -65,6 +129,7 @@ class _PowerSeries(torch.autograd.Function):
         return _sum_series(first, second, ratio, counts)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, second, ratio = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
@@ -86,6 +151,7 @@ class _SeriesDistance(torch.autograd.Function):
         return torch.addcmul(radial.square_(), versine, bend, value=2)
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value1, value2, versine = ctx.saved_tensors
         counts, needed = _counts(value1, value2, None), ctx.needs_input_grad
@@ -105,21 +171,13 @@ def _gradients(
     grad: Tensor,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the series by those arguments that need one, None for the others."""
+    """Gradients with respect to those arguments that need one, None for the others."""
     if torch.is_grad_enabled():
-        inputs = first, second, ratio = tuple(x.view_as(x) for x in (first, second, ratio))
-        wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-        value = _sum_series(first, second, ratio, counts)
-        if not value.requires_grad:  # a constant alone
-            return tuple(
-                torch.zeros_like(x) if n else None for x, n in zip(inputs, needed, strict=True)
-            )
-        found = iter(
-            torch.autograd.grad(
-                value, wanted, grad, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
-        return tuple(next(found) if need else None for need in needed)
+
+        def series(first: Tensor, second: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+            return _sum_series(first, second, ratio, counts), grad
+
+        return in_their_places(pull_back(series, (first, second, ratio), needed), needed)
     by_first = by_second = by_ratio = None
     if needed[2] and first.shape[-1] == 1:
         by_ratio = torch.zeros_like(ratio)
@@ -136,13 +194,13 @@ def _gradients(
 def coefficient_gradients(
     first: Tensor, second: Tensor, ratio: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`power_series` by both coefficients, without a graph.
+    """Gradients of :func:`power_series` with respect to both coefficients, without a graph.
 
     Args:
         first: Coefficients of the first inputs, ``... x n x k``.
         second: Those of the second, ``... x m x k``.
         ratio: ``... x n x m``.
-        grad: Gradient by the series, ``... x n x m``.
+        grad: Gradient with respect to the series, ``... x n x m``.
     """
     return _coefficient_gradients(first, second, ratio, _counts(first, second, None), grad)
 
@@ -194,14 +252,7 @@ def _columns(first: Tensor, second: Tensor) -> tuple[tuple[Tensor, ...], tuple[T
 
 
 def _counts(first: Tensor, second: Tensor, accuracy: float | None) -> tuple[int, int]:
-    """Numbers of even and of odd terms whose rest is not negligible; one even term at least.
-
-    It must be negligible for each pair: where variances are large, slopes are small.
-    """
-    first, second = (
-        x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(torch.finfo(x.dtype).tiny)
-        for x in (first.detach(), second.detach())
-    )
+    """Numbers of even and of odd terms whose rest is not negligible; one even term at least."""
     bounds = _term_bounds(first, second)
     negligible = (accuracy or torch.finfo(first.dtype).eps / 8) * sum(bounds)
     return max(1, _count(bounds[::2], negligible)), _count(bounds[1::2], negligible)
@@ -229,9 +280,15 @@ def _count(bounds: list[float], negligible: float) -> int:
 
 
 def _term_bounds(first: Tensor, second: Tensor) -> list[float]:
-    """Largest absolute term of each degree."""
+    """Largest absolute term of each degree, relative to the sizes of the functions of its pair.
+
+    Relative to the largest pair, terms would be left out that are all of a small one.
+    """
     if first.numel() == 0 or second.numel() == 0:
         return [0.0] * first.shape[-1]
-    largest = [x.detach().abs().mT.flatten(-1).amax(-1) for x in (first, second)]
-    largest = [x if x.dim() == 1 else x.flatten(0, -2).amax(0) for x in largest]
+    largest = []
+    for coefficients in (first.detach(), second.detach()):
+        size = torch.linalg.vector_norm(coefficients, dim=-1, keepdim=True)
+        share = (coefficients / size.masked_fill_(size == 0, 1.0)).abs_()
+        largest.append(share.flatten(0, -2).amax(0))
     return (largest[0] * largest[1]).tolist()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .activation import Activation
 from .detailed_pair import dual_in_detail
-from .pair_covariance import DetailedPair, PairCovariance
+from .pair_covariance import DetailedPair, PairCovariance, bounded
 
 
 class Sine(Activation):
@@ -46,11 +46,11 @@ class Sine(Activation):
         var1, var2 = features1, features2.mT
         half = sqdist / 2
         total = var1 + var2
-        far = (half - total).clamp_max(0.0)
-        return self._expectations(var1, var2, half, far, total / 2 - half)
+        far = bounded(half - total, high=0.0)
+        return self._from_covariance(var1, var2, half, far, total / 2 - half)
 
     @staticmethod
-    def _expectations(
+    def _from_covariance(
         var1: Tensor, var2: Tensor, half: Tensor, far: Tensor, cov: Tensor
     ) -> tuple[Tensor, Tensor]:
         """``G`` and ``P`` from half the squared distances, to the inputs and to the mirrored."""
@@ -91,11 +91,11 @@ class Sine(Activation):
         dual = PairCovariance(
             self.diagonal(var1),
             self.diagonal(var2),
-            distance.clamp_min(0.0),
+            bounded(distance, 0.0),
             self.diagonal_difference(var1, var2, vardiff),
         )
         if isinstance(pair, DetailedPair):
-            value, _ = self._expectations(var1, var2, sqdist / 2, mirrored, pair.cov)
+            value, _ = self._from_covariance(var1, var2, sqdist / 2, mirrored, pair.cov)
             return dual_in_detail(dual, value)
         return dual
 
@@ -108,7 +108,7 @@ class Sine(Activation):
         """Minus half the squared distance to the mirrored input."""
         if isinstance(pair, DetailedPair):
             return pair.opposite / -2
-        return (pair.sqdist / 2 - (pair.var1 + pair.var2)).clamp_max(0.0)
+        return bounded(pair.sqdist / 2 - (pair.var1 + pair.var2), high=0.0)
 
     def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_difference`."""

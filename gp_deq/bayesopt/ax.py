@@ -1,9 +1,9 @@
 """Deep-equilibrium kernels in Ax: importing this module registers them.
 
-Ax makes a ``covar_module_class`` of a ``ModelConfig`` with the arguments that its parser returns.
-For ``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` these are now the centre, priors and
-initial values of :func:`~gp_deq.bayesopt.get_covar_module`, the shapes of the data set, and the
-``covar_module_options``, which come first. Ax can save and load their names, too.
+Ax calls the ``covar_module_class`` of a ``ModelConfig`` with the arguments that its parser returns.
+For ``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` these are the centre, priors and initial
+values of :func:`~gp_deq.bayesopt.get_covar_module` and the shapes of the data set, each overridden
+by ``covar_module_options``. Ax can also save and load these classes by their names.
 """
 
 from __future__ import annotations
@@ -27,29 +27,27 @@ except ImportError as error:
     raise ImportError('gp_deq.bayesopt.ax needs Ax: pip install "gp_deq[ax]"') from error
 
 from ..activations import Activation
-from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
-from ..kernels._base import NeuralKernel
+from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NeuralKernel
 from .covar_modules import KERNELS, base_arguments, get_covar_module
 
 __all__ = ["ScaleDEQKernel"]
 
-#: Options that say which inputs and outputs of the data set a kernel has.
+#: Options of Ax's own kernels that say which inputs and outputs of the data set a kernel has.
 _SHAPES = ("ard_num_dims", "batch_shape", "active_dims", "inactive_features")
 
 
 class ScaleDEQKernel(ScaleKernel):
     """:func:`~gp_deq.bayesopt.get_covar_module` as a class, for Ax's ``covar_module_class``.
 
-    Ax makes a kernel by calling its class, and the kernels of this package have no output scale.
-    This one has. Ax gives it ``ard_num_dims``, ``batch_shape`` and ``active_dims``.
+    Ax makes a kernel by calling its class. The other kernels of this package have no output scale;
+    this one does. Ax gives it ``ard_num_dims``, ``batch_shape`` and ``active_dims``.
 
     Args:
-        kernel: "deq-nngp" (default), "deq-ntk" or "deker".
-        ard_num_dims: Number of lengthscales, one for each input. Default: one for all.
-        batch_shape: One kernel for each output of a batched model.
-        active_dims: Inputs to use. Default: all.
-        activation: Default "relu"; for "deker" the link. Only a name can be saved by
-            Ax.
+        kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
+        ard_num_dims: Number of lengthscales, one for each input. Default: one for all inputs.
+        batch_shape: Batch shape of the kernel, one kernel for each output of a batched model.
+        active_dims: Indices of the inputs to use. Default: all inputs.
+        activation: Activation, for "deker" the link; "relu" by default. Ax can save only a name.
 
     Raises:
         ValueError: The kernel is unknown, or the activation cannot be used with it.
@@ -103,7 +101,7 @@ def _bare_arguments(covar_module_class: type[NeuralKernel], **options: Any) -> d
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What Ax would give its own default kernel for the data set, and the options left."""
+    """The shapes that Ax would give its own default kernel, and the remaining options."""
     ours = {"botorch_model_class", "dataset", "remove_task_features", *_SHAPES}
     chosen = covar_module_argparse(
         DefaultMaternKernel, **{name: options[name] for name in ours & options.keys()}
@@ -115,7 +113,7 @@ def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _check(
     covar_module_class: type[Any], options: dict[str, Any], *parameters: Iterable[str]
 ) -> None:
-    """Error for options that no constructor of the class takes."""
+    """Raise an error for options that no constructor of the class takes."""
     known = {*_SHAPES}.union(*parameters) - {"args", "kwargs"}
     for name in options.keys() - known:
         raise UserInputError(

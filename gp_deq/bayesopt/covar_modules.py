@@ -12,29 +12,38 @@ from gpytorch.kernels import ScaleKernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
-from ..activations import Activation, get_activation
-from ..activations.link import get_link
-from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
-from ..kernels._base import NeuralKernel
-from ..kernels._weighted import EquilibriumKernel
-from ..kernels.constraints import AboveCritical, BelowCritical
-from ..kernels.deker_kernel import check_step_size
+from ..activations import Activation, get_activation, get_link
+from ..kernels import (
+    AboveCritical,
+    BelowCritical,
+    DEKerKernel,
+    DEQNNGPKernel,
+    DEQNTKKernel,
+    EquilibriumKernel,
+    NeuralKernel,
+    check_step_size,
+)
 from .strength_prior import StrengthPrior
 
 
 class Priors(NamedTuple):
-    r"""What :func:`get_covar_module` sets, for a kernel.
+    r"""Priors and initial values that :func:`get_covar_module` gives a kernel.
+
+    The numbers were chosen by experiments on ten training problems that are in no benchmark, see
+    "How the priors were chosen" on the page "When should I use a DEQ surrogate?" of the
+    documentation; ``python -m gp_deq.benchmarks.bo_priors`` repeats them.
 
     Args:
-        activation: Activation, or link of DEKer.
+        activation: Activation, for DEKer the link.
         lengthscale: Location and scale of the log-normal prior on each lengthscale, which starts at
-            its mode. Squared distances are divided by d in the kernel, so the location does not
-            depend on the dimension, while that of a stationary kernel has to grow like
-            :math:`\frac12 \log d`. It is narrow: few observations say little about each input.
-        bias_variance: Location and scale of that on the bias variance, which starts at its median.
-            It is wide: for homogeneous activations the lengthscales matter only relative to the
-            bias, so that it is their common scale. For others the narrow prior fixes that scale.
-        share: Initial weight variance in units of its critical value; of DEKer, the same share of
+            its mode. The kernel divides squared distances by d, so the location does not depend on
+            the dimension, while that of a stationary kernel has to grow like
+            :math:`\frac12 \log d`. It is narrow, as few observations say little about each input.
+        bias_variance: Location and scale of the log-normal prior on the bias variance, which starts
+            at its median. It is wide: for homogeneous activations the lengthscales matter only
+            relative to the bias, which is thus their common scale. For other activations the narrow
+            prior of the lengthscales fixes that scale.
+        share: Initial weight variance relative to its critical value; for DEKer, the same for
             ``regularization**-2``.
         strength: Concentration of the :class:`StrengthPrior` on that share.
         outputscale_scale: Scale of the log-normal prior on the output scale, whose median is the
@@ -49,18 +58,20 @@ class Priors(NamedTuple):
     outputscale_scale: float = 1.0
 
 
-#: The kernels by name, with the priors that ``python -m gp_deq.benchmarks.bo_priors`` compares.
+#: The kernels by name, with the priors that ``docs/experiments/bo_priors.py`` compares.
 KERNELS: dict[str, tuple[type[NeuralKernel], Priors]] = {
     "deq-nngp": (DEQNNGPKernel, Priors("relu")),
     "deq-ntk": (DEQNTKKernel, Priors("relu")),
     "deker": (DEKerKernel, Priors("relu")),
 }
 
-#: Lengthscales stay above it, as those of BoTorch's default kernels.
+#: Lower bound of the lengthscales, that of BoTorch's default kernels.
 MIN_LENGTHSCALE = 2.5e-2
-#: Bias variance and output scale stay above it, where the density of their priors is positive.
+#: Lower bound of bias variance and output scale: at zero the logarithm of a log-normal density is
+#: not finite. It is more than ten standard deviations below the medians of the priors.
 MIN_VARIANCE = 1e-6
-#: Coordinates of a point whose distance from the centre is that of a uniform point on average.
+#: Coordinate of a typical point, one standard deviation of the uniform distribution, 12**-0.5, from
+#: the centre of the cube: its squared distance is the mean of that of uniform points.
 _TYPICAL = 0.5 + 12**-0.5
 
 
@@ -77,19 +88,19 @@ def get_covar_module(
     typical point. Lengthscales, bias variance and output scale have log-normal priors, so that few
     observations of many inputs do not over-fit, and ``weight_variance`` (``regularization`` of
     "deker") has a Beta prior between zero and its critical value. The prior of single lengthscales
-    is narrow: an input becomes irrelevant only if many observations say so. How these were chosen
-    is on the page "When should I use a DEQ surrogate?" of the documentation.
+    is narrow: an input becomes irrelevant only if many observations say so. The page "When should I
+    use a DEQ surrogate?" of the documentation says how these were chosen.
 
     Args:
-        kernel: "deq-nngp" (default), "deq-ntk" or "deker".
-        ard_num_dims: Number of lengthscales, one for each input. Default: one for all.
-        batch_shape: One kernel for each output of a batched model, ``torch.Size([m])``.
-        active_dims: Inputs to use. Default: all.
-        activation: Default "relu"; for "deker" the link.
+        kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
+        ard_num_dims: Number of lengthscales, one for each input. Default: one for all inputs.
+        batch_shape: Batch shape, ``torch.Size([m])`` for a batched model of ``m`` outputs.
+        active_dims: Indices of the inputs to use. Default: all inputs.
+        activation: Activation, for "deker" the link; "relu" by default.
 
     Returns:
-        The kernel in a :class:`~gpytorch.kernels.ScaleKernel`, in torch's default dtype, as those
-        of BoTorch; a model moves it to the dtype of its data.
+        The kernel in a :class:`~gpytorch.kernels.ScaleKernel`, in torch's default dtype, as
+        BoTorch's kernels are; a model moves it to the dtype of its data.
 
     Raises:
         ValueError: The kernel is unknown, or the activation cannot be used with it.
@@ -126,12 +137,18 @@ def build(
     """:func:`get_covar_module` for any priors.
 
     Args:
-        kernel_class: The kernel.
-        priors: What to set.
-        activation: In place of that of the priors.
-        ard_num_dims: As for :func:`get_covar_module`.
-        batch_shape: As for :func:`get_covar_module`.
-        active_dims: As for :func:`get_covar_module`.
+        kernel_class: Class of the kernel.
+        priors: Priors and initial values.
+        activation: Activation, or link, in place of that of ``priors``.
+        ard_num_dims: See :func:`get_covar_module`.
+        batch_shape: See :func:`get_covar_module`.
+        active_dims: See :func:`get_covar_module`.
+
+    Returns:
+        The kernel in a :class:`~gpytorch.kernels.ScaleKernel`.
+
+    Raises:
+        ValueError: The activation cannot be used with the kernel.
     """
     base = kernel_class(
         **base_arguments(kernel_class, priors, activation),
@@ -140,7 +157,7 @@ def build(
         active_dims=active_dims,
     )
     if isinstance(base, DEKerKernel) and base.link.homogeneous:
-        # the kernel is a multiple of it
+        # the kernel is proportional to its square, as it is to the output scale
         base.raw_feature_scale.requires_grad_(False)
     scale = 1 / _typical_variance(base, 1 if ard_num_dims is None else ard_num_dims)
     return ScaleKernel(
@@ -160,10 +177,16 @@ def base_arguments(
     """Arguments of a kernel without its output scale: centre, priors and initial values.
 
     Args:
-        kernel_class: The kernel.
-        priors: What to set.
-        activation: In place of that of the priors.
-        step_size: Of DEKer.
+        kernel_class: Class of the kernel.
+        priors: Priors and initial values.
+        activation: Activation, or link, in place of that of ``priors``.
+        step_size: Step size of DEKer, on which its critical regularization depends.
+
+    Returns:
+        Keyword arguments of the class.
+
+    Raises:
+        ValueError: The activation cannot be used with the kernel.
     """
     nonlinearity: Any = priors.activation if activation is None else activation
     lengthscale_prior = LogNormalPrior(*priors.lengthscale)
@@ -183,7 +206,7 @@ def base_arguments(
         critical = link.critical_regularization * math.sqrt(step_size / (2 - step_size))
         if critical == 0:
             raise ValueError(f"sigma of {link!r} is constant, so that no input matters.")
-        if critical < math.inf:  # the kernel refuses the others
+        if critical < math.inf:  # else the constructor of the kernel raises the error
             arguments["regularization_prior"] = StrengthPrior(priors.strength, critical, power=-2)
             arguments["regularization_constraint"] = AboveCritical(
                 critical, initial_value=critical * priors.share**-0.5
@@ -193,7 +216,7 @@ def base_arguments(
     if activation.lipschitz == 0:
         raise ValueError(f"{activation!r} is constant, so that no input matters.")
     critical = activation.critical_weight_variance
-    if critical > 0:  # the kernel refuses the others
+    if critical > 0:  # else the constructor of the kernel raises the error
         arguments["weight_variance_prior"] = StrengthPrior(priors.strength, critical)
         arguments["weight_variance_constraint"] = BelowCritical(
             critical, initial_value=priors.share * critical

@@ -42,14 +42,19 @@ def _pyro() -> Any:
 class _Hyperparameter(NamedTuple):
     """A hyperparameter as a function of a latent variable that Pyro samples.
 
-    That is its excess over the lower bound, so that no sample can violate it, or for a strength,
-    which is bounded on both sides, uniform before its prior is applied; the density is that of the
-    prior all the same.
+    With a prior on a half line, the latent variable has that prior, and the hyperparameter is the
+    lower bound plus the latent variable, so that no sample can violate the bound. With a
+    :class:`StrengthPrior` or none, the latent variable is uniform between the bounds. A factor
+    corrects the density to that of the prior at the hyperparameter.
+
+    Args:
+        module: Module that has the hyperparameter.
+        name: Name of the hyperparameter.
+        shape: Shape of a sample.
     """
 
     module: Module
     name: str
-    #: Shape of a sample.
     shape: tuple[int, ...] = ()
 
     @property
@@ -73,7 +78,7 @@ class _Hyperparameter(NamedTuple):
 
     @property
     def _power(self) -> float:
-        """The latent variable of a strength is this power of it, so that its range is bounded."""
+        """Power of the hyperparameter that the uniform latent variable is, with a bounded range."""
         return -2.0 if self.name == "regularization" else 1.0
 
     def _latent(self) -> Prior:
@@ -99,13 +104,13 @@ class DEQPyroModel(PyroModel):
     r"""Priors and likelihood of :class:`DEQFullyBayesianSingleTaskGP`, for Pyro.
 
     The priors are those of :func:`get_covar_module`, cut off at the bounds of its constraints, and
-    those of BoTorch for the mean, :math:`\mathcal N(0, 1)`, and the noise. For "deker"
-    ``feature_scale`` stays fixed, as for the default link it is an output scale. A latent variable
-    called ``regularization`` is its power -2, which has the part of ``weight_variance``.
+    BoTorch's for the mean, :math:`\mathcal N(0, 1)`, and the noise. For "deker" ``feature_scale``
+    stays fixed, as for the default link it only scales the output. The latent variable
+    ``regularization`` is the hyperparameter's power -2, the analogue of ``weight_variance``.
 
     Args:
-        kernel: "deq-nngp" (default), "deq-ntk" or "deker".
-        activation: Default "relu"; for "deker" the link.
+        kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
+        activation: Activation, for "deker" the link; "relu" by default.
     """
 
     def __init__(
@@ -120,12 +125,12 @@ class DEQPyroModel(PyroModel):
     def set_inputs(  # type: ignore[override]
         self, train_X: Tensor, train_Y: Tensor, train_Yvar: Tensor | None = None
     ) -> None:
-        """Set the data, transformed as the kernel is to see them.
+        """Set the training data, after all transforms.
 
         Args:
-            train_X: ``n x d``.
-            train_Y: ``n x 1``.
-            train_Yvar: Variances of the noise, ``n x 1``. Default: one, inferred.
+            train_X: Inputs, ``n x d``.
+            train_Y: Outcomes, ``n x 1``.
+            train_Yvar: Variances of the noise, ``n x 1``. Default: one variance, which is inferred.
         """
         self.train_X = train_X
         self.train_Y = train_Y
@@ -161,13 +166,13 @@ class DEQPyroModel(PyroModel):
         return _pyro().sample("mean", NormalPrior(zero, zero + 1))
 
     def sample_noise(self) -> Tensor:
-        """Sample the variance of the noise, a scalar; or the given variances, ``n``."""
+        """Sample the variance of the noise, a scalar; if given, return the variances, ``n``."""
         if self.train_Yvar is not None:
             return self.train_Yvar.squeeze(-1)
         return self._noise(self._likelihood)[0].sample()
 
     def sample_covariance(self) -> Tensor:
-        """Sample the hyperparameters of the kernel: the covariance of the data, ``n x n``."""
+        """Sample the kernel's hyperparameters; return the covariance of the data, ``n x n``."""
         raw = {}
         for hyperparameter in self._hyperparameters(self._covar_module):
             module, name = hyperparameter.module, f"raw_{hyperparameter.name}"
@@ -179,13 +184,13 @@ class DEQPyroModel(PyroModel):
         return covariance.to_dense()
 
     def postprocess_mcmc_samples(self, mcmc_samples: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The hyperparameters of what Pyro sampled, strictly inside their constraints.
+        """The hyperparameters of the latent variables, strictly inside their constraints.
 
         Args:
-            mcmc_samples: By name, the samples first.
+            mcmc_samples: Samples of the latent variables by name, the number of samples first.
 
         Returns:
-            The same names.
+            Samples of the hyperparameters by the same names.
         """
         hyperparameters = (
             *self._hyperparameters(self._covar_module),
@@ -199,7 +204,10 @@ class DEQPyroModel(PyroModel):
 
         Args:
             num_mcmc_samples: Number of samples.
-            **tkwargs: ``dtype`` and ``device``.
+            **tkwargs: Keywords ``dtype`` and ``device`` of the samples.
+
+        Returns:
+            Samples of the hyperparameters by name.
         """
         samples = {"mean": torch.zeros(num_mcmc_samples, **tkwargs)}
         for h in (*self._hyperparameters(self._covar_module), *self._noise(self._likelihood)):
@@ -213,11 +221,11 @@ class DEQPyroModel(PyroModel):
         """Modules with the samples as a batch of hyperparameters.
 
         Args:
-            mcmc_samples: By name, the samples first.
+            mcmc_samples: Samples of the hyperparameters by name, the number of samples first.
 
         Returns:
-            Mean, kernel and likelihood; None for BoTorch's warping of the inputs, which this model
-            does not have.
+            Mean, kernel and likelihood; and None for BoTorch's warping of the inputs, which this
+            model does not have.
         """
         batch_shape = mcmc_samples["mean"].shape[:1]
         covar_module = self._make_covar_module(batch_shape)
@@ -245,6 +253,7 @@ class DEQPyroModel(PyroModel):
     def _hyperparameters(self, covar_module: Kernel) -> list[_Hyperparameter]:
         base = covar_module.base_kernel
         strength = "regularization" if self.kernel == "deker" else "weight_variance"
+        # feature_scale of DEKer is left out, see the class
         return [
             _Hyperparameter(covar_module, "outputscale"),
             _Hyperparameter(base, "lengthscale", (self.ard_num_dims,)),
@@ -253,13 +262,13 @@ class DEQPyroModel(PyroModel):
         ]
 
     def _noise(self, likelihood: Likelihood) -> list[_Hyperparameter]:
-        """Empty where it is given."""
+        """The noise as a hyperparameter; an empty list where its variances are given."""
         known = self.train_Yvar is not None
         return [] if known else [_Hyperparameter(likelihood.noise_covar, "noise")]
 
 
 class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
-    """A GP of one output that averages over samples of the hyperparameters of a DEQ kernel.
+    """A GP with one output that averages over samples of the hyperparameters of a DEQ kernel.
 
     The fully Bayesian twin of :class:`DEQSingleTaskGP`: fit it with
     :func:`fit_fully_bayesian_model_nuts`, then use it as BoTorch's
@@ -267,17 +276,18 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
     cube and outcomes are to be standardised, if need be by the transforms.
 
     Args:
-        train_X: ``n x d``.
-        train_Y: ``n x 1``.
-        train_Yvar: Variances of the noise, ``n x 1``. Default: one, inferred.
-        kernel: "deq-nngp" (default), "deq-ntk" or "deker".
-        activation: Default "relu"; for "deker" the link.
-        outcome_transform: Default: none, as of BoTorch's fully Bayesian models.
-        input_transform: Default: none.
+        train_X: Inputs, ``n x d``.
+        train_Y: Outcomes, ``n x 1``.
+        train_Yvar: Variances of the noise, ``n x 1``. Default: one variance, which is inferred.
+        kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
+        activation: Activation, for "deker" the link; "relu" by default.
+        outcome_transform: Transform of the outcomes. Default: none, as in BoTorch's fully Bayesian
+            models.
+        input_transform: Transform of the inputs. Default: none.
 
     Raises:
-        ValueError: The kernel is unknown, the activation cannot be used with it, or the data are
-            not those of one output.
+        ValueError: The kernel is unknown, the activation cannot be used with it, or there is more
+            than one output.
 
     Example:
         >>> import torch
@@ -287,7 +297,7 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         >>> model = DEQFullyBayesianSingleTaskGP(X, X.sin(), outcome_transform=Standardize(1))
         >>> fit_fully_bayesian_model_nuts(
         ...     model, warmup_steps=4, num_samples=4, thinning=2, disable_progbar=True)
-        >>> model.posterior(X).mean.shape  # of each sample
+        >>> model.posterior(X).mean.shape  # one mean for each sample
         torch.Size([2, 6, 1])
         >>> model.posterior(X).mixture_mean.shape
         torch.Size([6, 1])
@@ -305,7 +315,7 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         outcome_transform: OutcomeTransform | None = None,
         input_transform: InputTransform | None = None,
     ) -> None:
-        # not BoTorch's __init__, which asks for JAX
+        # BoTorch's __init__ is not called, since it requires JAX
         if not (train_X.ndim == train_Y.ndim == 2 and train_Y.shape == (len(train_X), 1)):
             raise ValueError(
                 "A fully Bayesian model needs train_X of shape n x d and train_Y of shape n x 1, "
@@ -350,9 +360,9 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         """Arguments of the model for a data set of BoTorch, as Ax asks for them.
 
         Args:
-            training_data: The data set.
-            kernel: As for the class.
-            activation: As for the class.
+            training_data: Data set of BoTorch.
+            kernel: Name of the kernel, see the class.
+            activation: Activation or link, see the class.
 
         Returns:
             Keyword arguments of the class.
@@ -374,23 +384,24 @@ def fit_fully_bayesian_model_nuts(
 ) -> None:
     """Sample the hyperparameters of a model by Hamiltonian Monte Carlo, with Pyro's NUTS.
 
-    It is called like BoTorch's function of this name, which since BoTorch 0.18 takes models written
-    in JAX only, and leaves torch's random state alone.
+    It is called like BoTorch's function of this name, which since BoTorch 0.18 only takes models
+    written in JAX, and leaves torch's random state alone. The defaults are BoTorch's.
 
     Args:
         model: Model to fit.
-        max_tree_depth: Binary logarithm of the most steps of a sample.
+        max_tree_depth: Binary logarithm of the largest number of steps for a sample.
         warmup_steps: Number of samples that only adapt the sampler.
         num_samples: Number of samples after these.
-        thinning: The model keeps each ``thinning``-th of them.
-        disable_progbar: Whether to show no progress.
-        seed: Of the random numbers.
+        thinning: Distance between the samples that the model keeps.
+        disable_progbar: Whether to show no progress bar.
+        seed: Seed of the random numbers.
 
     Raises:
         ImportError: Pyro is not installed.
     """
     pyro = _pyro()
     model.train()
+    # full_mass as in BoTorch: lengthscales, bias variance and output scale are correlated
     nuts = pyro.infer.NUTS(model.pyro_model.sample, full_mass=True, max_tree_depth=max_tree_depth)
     mcmc = pyro.infer.MCMC(
         nuts, num_samples=num_samples, warmup_steps=warmup_steps, disable_progbar=disable_progbar

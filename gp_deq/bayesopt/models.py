@@ -22,22 +22,24 @@ from .covar_modules import get_covar_module
 class DEQSingleTaskGP(SingleTaskGP):
     """BoTorch's :class:`~botorch.models.gp_regression.SingleTaskGP` with a deep-equilibrium kernel.
 
-    Data, noise, transforms, warnings and everything that the model does are those of BoTorch; only
-    the kernel is that of :func:`get_covar_module`, one for each output and each batch of data.
-    Inputs belong in the unit cube, if need be by ``input_transform=Normalize(d)``; outcomes are
-    standardised unless ``outcome_transform`` says otherwise.
+    Only the kernel differs from BoTorch's model: it is that of :func:`get_covar_module`, one for
+    each output and each batch of data. Inputs belong in the unit cube, if need be by
+    ``input_transform=Normalize(d)``; outcomes are standardised unless ``outcome_transform`` says
+    otherwise.
 
     Args:
-        train_X: ``*batch_shape x n x d``.
-        train_Y: ``*batch_shape x n x m``, m outputs that are modelled independently.
-        train_Yvar: Variances of the noise, like ``train_Y``. Default: one inferred for each output.
-        kernel: "deq-nngp" (default), "deq-ntk" or "deker".
-        activation: Default "relu"; for "deker" the link.
-        likelihood: Default: Gaussian with BoTorch's prior on its noise, or with fixed noise.
-        mean_module: Default: a constant.
-        outcome_transform: Default: :class:`~botorch.models.transforms.outcome.Standardize`; None
-            for none.
-        input_transform: Default: none.
+        train_X: Inputs, ``*batch_shape x n x d``.
+        train_Y: Outcomes, ``*batch_shape x n x m``, of m outputs that are modelled independently.
+        train_Yvar: Variances of the noise, in the shape of ``train_Y``. Default: one variance for
+            each output, which is inferred.
+        kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
+        activation: Activation, for "deker" the link; "relu" by default.
+        likelihood: Likelihood. Default: Gaussian with BoTorch's prior on its noise, or with fixed
+            noise.
+        mean_module: Mean. Default: a constant.
+        outcome_transform: Transform of the outcomes, None for none. Default:
+            :class:`~botorch.models.transforms.outcome.Standardize`.
+        input_transform: Transform of the inputs. Default: none.
 
     Raises:
         ValueError: The kernel is unknown, or the activation cannot be used with it.
@@ -68,7 +70,8 @@ class DEQSingleTaskGP(SingleTaskGP):
         outcome_transform: OutcomeTransform | _DefaultType | None = DEFAULT,
         input_transform: InputTransform | None = None,
     ) -> None:
-        # without a covar_module, for with one BoTorch does not check how the data are scaled
+        # the kernel is set afterwards: with a covar_module BoTorch does not check how the data are
+        # scaled
         super().__init__(
             train_X,
             train_Y,
@@ -84,6 +87,7 @@ class DEQSingleTaskGP(SingleTaskGP):
         ).to(train_X)
         base = self.covar_module.base_kernel
         names = ["center", *(name for name, _ in base.named_parameters(recurse=False))]
+        # dimensions of outputs from the right, by which BoTorch's subset_output indexes parameters
         del self._subset_batch_dict["covar_module.raw_lengthscale"]
         self._subset_batch_dict["covar_module.raw_outputscale"] = -1
         for name in names:
@@ -93,12 +97,12 @@ class DEQSingleTaskGP(SingleTaskGP):
         """The model of some of the outputs.
 
         Args:
-            idcs: Their indices.
+            idcs: Indices of the outputs.
 
         Returns:
             A copy with the hyperparameters of these outputs.
         """
-        # in training mode, in which the inputs are not transformed yet
+        # in training mode train_inputs are the untransformed inputs
         whole = deepcopy(self).train()
         model: Any = super(DEQSingleTaskGP, whole).subset_output(idcs)
         # BoTorch shortens the batch shape once for each parameter of a kernel
@@ -118,9 +122,9 @@ class DEQSingleTaskGP(SingleTaskGP):
         """Arguments of the model for a data set of BoTorch, as Ax asks for them.
 
         Args:
-            training_data: The data set.
-            kernel: As for the class.
-            activation: As for the class.
+            training_data: Data set of BoTorch.
+            kernel: Name of the kernel, see the class.
+            activation: Activation or link, see the class.
 
         Returns:
             Keyword arguments of the class.

@@ -5,7 +5,7 @@ Importing :mod:`gp_deq.bayesopt` registers them, so that BoTorch's ``draw_kernel
 
 The kernels are limits of wide random networks, and a network of finite width is a feature map:
 inner products of its last activations tend to the kernel, with an error of :math:`O(1/\sqrt N)` at
-width :math:`N`. A network with tied weights would not do: near the critical weight variance its
+width :math:`N`. A network with tied weights is not suitable: near the critical weight variance its
 errors grow like :math:`1/((1 - w/w_{\text{critical}})\sqrt N)`, and iterating a ReLU layer need not
 converge (at width 1024 it did not from 0.9 of the critical value on). The networks here have the
 same kernel in the limit, and small errors:
@@ -15,8 +15,8 @@ same kernel in the limit, and small errors:
 * The first layer already has the variance of the equilibrium, so that only correlations have to
   converge: a few layers for smooth activations at any weight variance, 100 for ReLU near its
   critical one.
-* The variance of every layer is known, and each is scaled to have it. So are the features: the
-  variance of a path is exactly the kernel's.
+* The variance of every layer in the limit is known, and each layer is scaled to have it, as are the
+  features. The variance of a path is therefore exactly the kernel's.
 """
 
 from __future__ import annotations
@@ -35,24 +35,22 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from .. import settings
-from ..activations import PairCovariance
-from ..activations.pair_covariance import safe_sqrt
-from ..equilibrium import ConvergenceWarning, SolverMonitor, equilibrium
-from ..equilibrium.fixed_point import equilibrium_variance
-from ..kernels import DEQNNGPKernel, DEQNTKKernel, NNGPKernel
-from ..kernels._base import NeuralKernel
-from ..kernels._weighted import WeightedKernel
+from ..activations import PairCovariance, safe_sqrt
+from ..equilibrium import ConvergenceWarning, SolverMonitor, equilibrium, equilibrium_variance
+from ..kernels import DEQNNGPKernel, DEQNTKKernel, NeuralKernel, NNGPKernel, WeightedKernel
 
-#: Error of correlations, or of tangent kernels relative to their variances, that a depth may leave.
+#: Error of correlations, or of tangent kernels relative to their variances, at which a network is
+#: deep enough: far below the error of 1/sqrt(N) from a finite width, 0.03 with a thousand features.
 DEPTH_TOLERANCE = 1e-3
 #: Largest depth. For ReLU's correlations it leaves 0.005 at most, however near criticality.
 MAX_DEPTH = 100
-#: Error of a tangent kernel above which the largest depth warns.
+#: Error of a tangent kernel above which the largest depth warns: more than that of the finite width
+#: from 400 features on.
 WARN_TOLERANCE = 0.05
 
 
 class _KernelFeatureMap(FeatureMap):
-    """Features of a kernel of the inputs that its ``active_dims`` leave."""
+    """Features of a kernel, as functions of the inputs in its ``active_dims``."""
 
     input_transform: torch.nn.Module
     output_transform: torch.nn.Module
@@ -69,7 +67,7 @@ class _KernelFeatureMap(FeatureMap):
 
 
 class NetworkFeatureMap(_KernelFeatureMap):
-    r"""Last activations of a random network, whose width is the number of features.
+    r"""Activations of the last layer of a random network, for a covariance.
 
     With the scaled inputs :math:`z`, orthogonal :math:`U` and standard normal :math:`W`, a bias of
     variance ``bias_variance`` in :math:`b`, and random signs :math:`\epsilon_l`, the layers are
@@ -86,7 +84,8 @@ class NetworkFeatureMap(_KernelFeatureMap):
     Args:
         kernel: A :class:`~gp_deq.kernels.DEQNNGPKernel`, or a :class:`~gp_deq.kernels.NNGPKernel`,
             whose :math:`b` after the first layer is the bias alone without ``input_injection``.
-            Hyperparameters are read at every evaluation, the depth of the network is fixed here.
+            Hyperparameters are read at every evaluation, but the depth of the network is chosen
+            here once.
         num_inputs: Number of inputs, unless the kernel has ``active_dims``.
         num_outputs: Number of features.
         width: Width of the network. Default: the number of features.
@@ -115,13 +114,13 @@ class NetworkFeatureMap(_KernelFeatureMap):
         """The features, ``... x n x num_outputs``.
 
         Args:
-            x: ``... x n x d``.
+            x: Inputs, ``... x n x d``.
         """
         u, variance = self._pre_activations(x)
         return self._activations(u, variance) / math.sqrt(self.width)
 
     def _pre_activations(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the last layer, and their variances."""
+        """Pre-activations of the last layer, and their variances in the limit."""
         kernel = self.kernel
         z = kernel._scale(x)
         bias = safe_sqrt(kernel.bias_variance) * self.bias
@@ -138,7 +137,7 @@ class NetworkFeatureMap(_KernelFeatureMap):
         return u, variance
 
     def _variances(self, injected: Tensor) -> Iterator[Tensor]:
-        """Variances of one layer after the other, in the limit."""
+        """Variances of the pre-activations in the limit, from the first layer on without end."""
         kernel = self.kernel
         weight_variance = kernel.weight_variance
         variance, added = injected, injected
@@ -167,7 +166,7 @@ class NetworkFeatureMap(_KernelFeatureMap):
         return torch.randn(*kernel.batch_shape, *shape, dtype=kernel.dtype, device=kernel.device)
 
     def _orthonormal(self, rows: int) -> Tensor:
-        """``rows x width``; normal of the same variance where there are more rows than that."""
+        """Orthonormal rows, ``rows x width``; more than ``width`` rows are normal instead."""
         normal = self._normal(self.width, rows)
         if rows <= self.width:
             return torch.linalg.qr(normal).Q.mT
@@ -177,6 +176,7 @@ class NetworkFeatureMap(_KernelFeatureMap):
 class TangentFeatureMap(NetworkFeatureMap):
     r"""Random products of activations and sensitivities of a network, for a tangent kernel.
 
+    A sensitivity is the derivative of an output of the network with respect to a pre-activation.
     With :math:`D = \varphi'(u)` in the last layer and a vector :math:`\eta` of signs, the
     sensitivities are the equilibrium of
 
@@ -196,7 +196,7 @@ class TangentFeatureMap(NetworkFeatureMap):
     ================= ======================================================================
     ``trained``       features
     ================= ======================================================================
-    "all"             half of them those of :class:`NetworkFeatureMap`, half as for "hidden"
+    "all"             one half as in :class:`NetworkFeatureMap`, the other as for "hidden"
     "hidden"          ``(D h) u``
     "recurrent"       ``h phi(u)``
     "preactivation"   ``h u``
@@ -206,7 +206,7 @@ class TangentFeatureMap(NetworkFeatureMap):
     that they approximate have no derivative.
 
     Args:
-        kernel: The kernel.
+        kernel: The tangent kernel.
         num_inputs: Number of inputs, unless the kernel has ``active_dims``.
         num_outputs: Number of features; at least two for "all".
     """
@@ -230,7 +230,7 @@ class TangentFeatureMap(NetworkFeatureMap):
         """The features, ``... x n x num_outputs``.
 
         Args:
-            x: ``... x n x d``.
+            x: Inputs, ``... x n x d``.
         """
         trained = self.kernel.trained
         u, variance = self._pre_activations(x)
@@ -246,7 +246,7 @@ class TangentFeatureMap(NetworkFeatureMap):
         return torch.cat((activations / math.sqrt(self.width), products), -1)
 
     def _sensitivities(self, u: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the pre-activations, ``h``, and of the activations, ``D h``."""
+        """Sensitivities to the pre-activations, ``h``, and these times the slopes, ``D h``."""
         activation = self.kernel.activation
         square_slope = activation.derivative_diagonal(variance)
         size = 1 / (1 - self.kernel.weight_variance * square_slope)
@@ -275,14 +275,14 @@ class TangentFeatureMap(NetworkFeatureMap):
 class NystromFeatureMap(_KernelFeatureMap):
     r"""Nyström features :math:`k(x, Z) R` with landmarks :math:`Z` and :math:`RR^\top = k(Z, Z)^+`.
 
-    :math:`R` is from the eigenvectors of :math:`k(Z, Z)` whose eigenvalues are above rounding, the
-    others give features that are zero. Inner products are the kernel at the landmarks; elsewhere
-    variances are too small by :meth:`residual`, the variance of a Gaussian process given its values
-    at the landmarks.
+    :math:`R` is made from the eigenvectors of :math:`k(Z, Z)` whose eigenvalues exceed rounding,
+    ``M eps`` times the largest; the others give features that are zero. At the landmarks inner
+    products are the kernel. Elsewhere variances are too small by :meth:`residual`, the variance of
+    a Gaussian process given its values at the landmarks.
 
     Args:
-        kernel: Any kernel. Hyperparameters are to stay as they are now.
-        landmarks: ``M x d``, after ``active_dims``.
+        kernel: Any kernel, whose hyperparameters must not be changed afterwards.
+        landmarks: Landmarks, ``M x d``, after ``active_dims``.
     """
 
     landmarks: Tensor
@@ -301,16 +301,16 @@ class NystromFeatureMap(_KernelFeatureMap):
         """The features, ``... x n x num_outputs``.
 
         Args:
-            x: ``... x n x d``.
+            x: Inputs, ``... x n x d``.
         """
         landmarks = self.landmarks.expand(*x.shape[:-2], *self.landmarks.shape)
         return to_dense(self.kernel.forward(x, landmarks)) @ self.root
 
     def residual(self, x: Tensor) -> Tensor:
-        """What the features lack of the kernel's variances, ``... x n``; zero at landmarks.
+        """Kernel's variances less those of the features, ``... x n``; zero at landmarks.
 
         Args:
-            x: ``... x n x d``.
+            x: Inputs, ``... x n x d``.
         """
         x = self.input_transform(x)
         return self.kernel.forward(x, x, diag=True) - self.forward(x).square().sum(-1)
@@ -320,15 +320,18 @@ class NystromFeatureMap(_KernelFeatureMap):
 def gen_nystrom_features(kernel: Kernel, *, num_inputs: int, num_outputs: int) -> NystromFeatureMap:
     """Nyström features of any kernel, with Sobol points of the unit cube as landmarks.
 
-    The default for the kernels of this package that have no network of their own here,
-    :class:`~gp_deq.kernels.DEKerKernel` and :class:`~gp_deq.kernels.NTKKernel`. For others, and for
-    sums of kernels, give it to BoTorch as ``map_generator``. Inputs have to be scaled to the unit
-    cube.
+    They are the default for the kernels of this package without a network of their own,
+    :class:`~gp_deq.kernels.DEKerKernel` and :class:`~gp_deq.kernels.NTKKernel`. For other kernels,
+    and for sums of kernels, give this function to BoTorch as ``map_generator``. Inputs have to be
+    scaled to the unit cube.
 
     Args:
-        kernel: The kernel.
+        kernel: Any kernel.
         num_inputs: Number of inputs, unless the kernel has ``active_dims``.
         num_outputs: Number of features and of landmarks.
+
+    Returns:
+        The feature map, with the present hyperparameters of the kernel.
 
     Example:
         >>> import torch
@@ -359,7 +362,13 @@ def _gen_tangent_features(
 
 
 def _depths(kernel: WeightedKernel) -> tuple[int, int, float]:
-    """Layers for pre-activations and for sensitivities, and the error of the latter, on a grid."""
+    """Numbers of layers for pre-activations and for sensitivities, and the error of the latter.
+
+    The recursions of the covariances are iterated on a grid of pairs: inputs of equal
+    variances 0.1, 1 and 10 before the bias, and angles of 0.01 to 1 times pi. The error of a pair
+    is that of its correlation, and for sensitivities that of the tangent kernel relative to its
+    variance.
+    """
     activation = kernel.activation
     with torch.no_grad():
         weight, bias = (
@@ -370,15 +379,16 @@ def _depths(kernel: WeightedKernel) -> tuple[int, int, float]:
         versine = 2 * (angles / 2).sin().square()
         var = bias + inputs
         injected = PairCovariance(var, var, 2 * var * versine, torch.zeros_like(var))
-        settled = equilibrium(activation, weight, injected)
-        target, variance = settled.versine, settled.var1
+        fixed_point = equilibrium(activation, weight, injected)
+        target, variance = fixed_point.versine, fixed_point.var1
         depth = 0
         while depth < MAX_DEPTH and bool(((versine - target).abs() > DEPTH_TOLERANCE).any()):
-            pair = settled._replace(sqdist=2 * variance * versine)
+            pair = fixed_point._replace(sqdist=2 * variance * versine)
             versine = (weight * activation.dual(pair).sqdist + injected.sqdist) / (2 * variance)
             depth += 1
-        # a sensitivity's covariance starts at its variance
-        slope = weight * activation.derivative_dual(settled)
+        # The sensitivities start as one vector for all inputs: their covariance is the variance.
+        # Its error falls by the factor ``slope`` with each layer.
+        slope = weight * activation.derivative_dual(fixed_point)
         variance = 1 / (1 - weight * activation.derivative_diagonal(variance))
         left = (1 - 1 / ((1 - slope) * variance)).abs()
         back_depth = 0
@@ -389,6 +399,6 @@ def _depths(kernel: WeightedKernel) -> tuple[int, int, float]:
 
 
 def _rescale(vectors: Tensor, square: Tensor) -> Tensor:
-    """``vectors`` with a mean square of ``square``, ``... x n x 1``; zero stays zero."""
+    """``vectors`` scaled to the mean square ``square``, ``... x n x 1``; zero vectors stay zero."""
     found = vectors.square().mean(-1, keepdim=True)
     return vectors * safe_sqrt(square / found.masked_fill(found == 0, 1.0))

@@ -1,4 +1,4 @@
-"""A prior on how strong the feedback of an equilibrium is."""
+"""A prior on the strength of the feedback of an equilibrium."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ _SCALAR = torch.Size()
 class StrengthPrior(Prior):
     r"""A Beta distribution of the share :math:`s = (\theta / \mathtt{critical})^{\mathtt{power}}`.
 
-    The share is that of the strongest feedback for which there is an equilibrium: power 1 for
-    ``weight_variance``, -2 for ``regularization``. Its density, :math:`s^{a-1} (1 - s)^{a-1}` but
-    for a constant, vanishes at both ends for :math:`a > 1`; without it the likelihood of few
-    observations often has no maximum short of the critical value, and a fit spends evaluations on
-    the way there.
+    It is the strength of the feedback relative to the largest for which there is an equilibrium:
+    the power is 1 for ``weight_variance`` and -2 for ``regularization``. The density, proportional
+    to :math:`s^{a-1} (1 - s)^{a-1}`, vanishes at both ends for :math:`a > 1`. Without this prior
+    the likelihood of few observations often has no maximum below the critical value, and a fit
+    spends evaluations on the way there.
 
     Args:
-        concentration: :math:`a`, positive; 1 for a uniform share.
-        critical: The critical value of the hyperparameter :math:`\theta`, positive.
-        power: See above; not 0.
+        concentration: Concentration :math:`a` of both ends, positive; 1 for a uniform share.
+        critical: Critical value of the hyperparameter :math:`\theta`, positive.
+        power: Power of the hyperparameter in the share, not 0.
+
+    Raises:
+        ValueError: An argument is outside its range.
 
     Example:
         >>> from gp_deq import DEQNNGPKernel
@@ -63,7 +66,7 @@ class StrengthPrior(Prior):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        """The values on that side of the critical one where there is an equilibrium."""
+        """Values of the hyperparameter for which there is an equilibrium."""
         if self.power > 0:
             return constraints.interval(torch.zeros_like(self.critical), self.critical)
         return constraints.greater_than(self.critical)
@@ -72,7 +75,10 @@ class StrengthPrior(Prior):
         """The same distribution for each of several independent values.
 
         Args:
-            batch_shape: Their shape.
+            batch_shape: Shape of the values.
+
+        Returns:
+            A copy with this batch shape.
         """
         expanded = deepcopy(self)
         expanded._batch_shape = torch.Size(batch_shape)
@@ -93,8 +99,11 @@ class StrengthPrior(Prior):
         Args:
             x: Value in the :attr:`support`.
 
+        Returns:
+            The logarithms, in the shape of ``x``.
+
         Raises:
-            ValueError: It is not.
+            ValueError: The value is outside of the :attr:`support`.
         """
         share = self.share(x)
         return self.share_log_prob(share) + (abs(self.power) * share / x).log()
@@ -103,7 +112,10 @@ class StrengthPrior(Prior):
         """Random values of the hyperparameter.
 
         Args:
-            sample_shape: Their shape, before that of the distribution.
+            sample_shape: Shape of the samples, before the batch shape of the distribution.
+
+        Returns:
+            The values, one for each of the distribution's.
         """
         share = Beta(self.concentration, self.concentration)
         return self.critical * share.rsample(sample_shape + self.batch_shape) ** (1 / self.power)

@@ -9,8 +9,14 @@ from gpytorch.kernels import Kernel, MaternKernel, RBFKernel
 from torch import Tensor
 
 from gp_deq.datasets import Split
-from gp_deq.kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
-from gp_deq.kernels.constraints import AboveRounding
+from gp_deq.kernels import (
+    AboveRounding,
+    DEKerKernel,
+    DEQNNGPKernel,
+    DEQNTKKernel,
+    NNGPKernel,
+    NTKKernel,
+)
 
 try:
     from botorch.models.kernels import InfiniteWidthBNNKernel
@@ -81,7 +87,7 @@ def start_kernel(maker: Maker, split: Split, perturb: bool = False) -> Kernel:
     """A kernel with one lengthscale for each input, as a fit by gradients starts from it.
 
     Args:
-        maker: Of the kernel.
+        maker: Makes the kernel.
         split: The data.
         perturb: Whether to add a standard normal draw to each unconstrained parameter of the
             defaults.

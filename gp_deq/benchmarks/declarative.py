@@ -1,4 +1,4 @@
-r"""A layer that starts as a kernel GLM, trained: ``python -m gp_deq.benchmarks.declarative``.
+r"""Equilibrium networks that start as kernel GLMs or at random, and are trained.
 
 After the smooth regression of Tsuchida et al. (2022, "Declarative nets that are equilibrium
 models", ICLR), smaller. A sequence is a smooth function at 50 points of :math:`[-2\pi, 2\pi]`,
@@ -15,55 +15,73 @@ layers.
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from gpytorch.kernels import RBFKernel
 from torch import Tensor, nn
 
-from gp_deq.benchmarks.runs import Row, RunFile, run_with_progress
+from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.implicit_layers import DEQLayer, KernelGLM, SignedBernoulli
+
+try:
+    from joblib import delayed
+except ImportError as error:
+    raise ImportError(f'the experiment needs {error.name}: pip install "gp_deq[cli]"') from error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STARTS", "DeclarativeNetwork", "Settings", "Training", "draw", "main", "run"]
+__all__ = ["EXPERIMENT", "STARTS", "DeclarativeNetwork", "Settings", "Training", "draw", "run"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Configuration):
     """The experiment.
 
     Args:
-        num_points: Of a sequence.
+        num_points: Points of a sequence.
         num_train: Sequences to learn from.
         num_test: Sequences to be scored on.
         epochs: Passes over the training sequences.
         batch_size: Sequences of a step of Adam.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
         noise: Standard deviation of the noise.
+        seeds: Number of data sets and initialisations.
+
+    Raises:
+        ValueError: There is no epoch or no seed.
     """
 
     num_points: int = 50
     num_train: int = 2000
     num_test: int = 500
-    epochs: int = 40
+    epochs: int = option(40, "Passes over the training sequences.")
     batch_size: int = 100
     learning_rate: float = 1e-3
     noise: float = 0.5
+    seeds: int = option(10, "Number of repetitions.")
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def keys(self) -> list[Key]:
+        """Start, seed and number of epochs of every network."""
+        return [(start, seed, self.epochs) for seed in range(self.seeds) for start in STARTS]
 
 
 class DeclarativeNetwork(nn.Module):
     """An equilibrium and a read-out, each with a map of the state and one of the input.
 
     Args:
-        num_points: Of a sequence.
+        num_points: Points of a sequence.
     """
 
     def __init__(self, num_points: int) -> None:
@@ -84,10 +102,10 @@ class DeclarativeNetwork(nn.Module):
         """Sets the four maps.
 
         Args:
-            W1: Of the state in the equilibrium.
-            W2: Of the input there.
-            W3: Of the state in the read-out.
-            W4: Of the input there.
+            W1: Map of the state in the equilibrium.
+            W2: Map of the input in the equilibrium.
+            W3: Map of the state in the read-out.
+            W4: Map of the input in the read-out.
         """
         with torch.no_grad():
             self.layer.recurrent.weight.copy_(W1)
@@ -114,7 +132,7 @@ def _naive(network: DeclarativeNetwork, num_points: int) -> None:
     network.assign(zero, eye, zero, eye)
 
 
-#: What the starts do to a network of PyTorch's initialisation, by name.
+#: Changes that the starts make to a network of PyTorch's initialisation, by name.
 STARTS: Mapping[str, Callable[[DeclarativeNetwork, int], None]] = {
     "informed": _informed,
     "naive": _naive,
@@ -128,7 +146,7 @@ class Training(Row):
 
     Args:
         start: One of `STARTS`.
-        seed: Of data and initialisation.
+        seed: Seed of data and initialisation.
         losses: Mean squared error of the test functions before and after each epoch.
     """
 
@@ -136,9 +154,19 @@ class Training(Row):
     seed: int
     losses: tuple[float, ...]
 
-    keys = ("start", "seed")
+    keys = ("start", "seed", "epochs")
     parsers: ClassVar = {"losses": lambda cell: tuple(map(float, cell.split()))}
     formats: ClassVar = {"losses": lambda losses: " ".join(map(repr, losses))}
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs."""
+        return len(self.losses) - 1
+
+    @property
+    def label(self) -> str:
+        """A description for the progress bar."""
+        return f"{self.start}, seed {self.seed}"
 
 
 def sequences(settings: Settings, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -147,7 +175,7 @@ def sequences(settings: Settings, count: int, generator: torch.Generator) -> tup
     Args:
         settings: The experiment.
         count: Number of functions.
-        generator: Of random numbers.
+        generator: Source of the random numbers.
     """
     x = _points(settings.num_points).squeeze(-1)
     frequency = 0.3 + 0.9 * torch.rand(count, 1, generator=generator)
@@ -156,15 +184,15 @@ def sequences(settings: Settings, count: int, generator: torch.Generator) -> tup
     return f, f + settings.noise * torch.randn(f.shape, generator=generator)
 
 
+@one_thread()
 def run(start: str, seed: int, settings: Settings) -> Training:
     """Train a network.
 
     Args:
         start: One of `STARTS`.
-        seed: Of data and initialisation; starts of one seed see the same data.
+        seed: Seed of data and initialisation; starts of one seed see the same data.
         settings: The experiment.
     """
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(seed)
     f, y = sequences(settings, settings.num_train, generator)
     test_f, test_y = sequences(settings, settings.num_test, generator)
@@ -192,7 +220,7 @@ def draw(trainings: Sequence[Training], figure: Figure) -> None:
     """Losses by epoch: means and 95 % intervals of means over seeds.
 
     Args:
-        trainings: Of several starts and seeds.
+        trainings: Trained networks of several starts and seeds.
         figure: Drawn into.
     """
     from scipy import stats
@@ -214,48 +242,38 @@ def draw(trainings: Sequence[Training], figure: Figure) -> None:
     axes.legend()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train networks from three starts and compare their losses.
+def _run(config: Settings, keys: Iterator[Key], tell: Callable[[str], None]) -> Iterator[Training]:
+    return spread(delayed(run)(start, seed, config) for start, seed, _ in keys)
 
-    Args:
-        arguments: Command-line arguments; those of the process if None.
-    """
-    try:
-        from joblib import delayed
-        from matplotlib.figure import Figure
 
-        from gp_deq.plotting import save_figure
-    except ImportError as error:
-        raise ImportError(
-            f'the experiment needs {error.name}: pip install "gp_deq[cli]"'
-        ) from error
-    parser = argparse.ArgumentParser(
-        prog="python -m gp_deq.benchmarks.declarative", description=str(main.__doc__)
-    )
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=Settings.epochs)
-    parser.add_argument("--jobs", type=int, default=-1, help="processes")
-    parser.add_argument("--csv", help="file for the losses; runs it holds are not repeated")
-    parser.add_argument("--output", type=Path, default=Path("gp-deq-declarative.png"))
-    options = parser.parse_args(arguments)
-    settings = Settings(epochs=options.epochs)
-    keys = [(start, seed) for seed, start in product(range(options.seeds), STARTS)]
-    trainings = run_with_progress(
-        RunFile(Training, options.csv),
-        keys,
-        lambda key: delayed(run)(*key, settings),
-        lambda key: f"{key[0]}, seed {key[1]}",
-        "networks",
-        options.jobs,
-    )
+def _tables(config: Settings, trainings: Sequence[Training]) -> Iterator[Table]:
+    shown = [epoch for epoch in (0, 1, 5, 10, 20, 40) if epoch < config.epochs]
+    shown.append(config.epochs)
+    rows = []
     for start in STARTS:
-        losses = torch.tensor([t.losses for t in trainings if t.start == start])
-        cells = [f"{losses[:, epoch].mean():.4f}" for epoch in (0, len(losses[0]) // 4, -1)]
-        print(f"{start:10s} before {cells[0]}, after a quarter {cells[1]}, at the end {cells[2]}")
+        losses = [training.losses for training in trainings if training.start == start]
+        if losses:
+            means = torch.tensor(losses).mean(0)
+            rows.append([start, *(f"{means[epoch]:.4f}" for epoch in shown)])
+    names = ["before" if epoch == 0 else f"epoch {epoch}" for epoch in shown]
+    yield Table("Mean squared error of held-out functions", ["start", *names], rows)
+
+
+def _figure(config: Settings, trainings: Sequence[Training]) -> Figure | None:
+    from matplotlib.figure import Figure
+
+    if not trainings:
+        return None
     figure = Figure(figsize=(7, 4), layout="constrained")
     draw(trainings, figure)
-    save_figure(figure, options.output)
+    return figure
 
 
-if __name__ == "__main__":
-    main()
+EXPERIMENT = Experiment(
+    name="declarative",
+    configuration=Settings,
+    row=Training,
+    run=_run,
+    tables=_tables,
+    figure=_figure,
+)

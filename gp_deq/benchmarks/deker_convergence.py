@@ -1,4 +1,4 @@
-r"""Finite networks tend to the kernel of the infinite one: ``gp-deq benchmark deker-convergence``.
+r"""Gram matrices of finite networks tend to that of the DEKer kernel as the width grows.
 
 Section 4.1 of Tsuchida and Ong (2023, "Stochastic gradient updates yield deep equilibrium
 kernels", TMLR). On the 10 x 10 grid on :math:`[-5, 5]^2` the features of all inputs take 400
@@ -17,24 +17,34 @@ an input are all negative, of chance :math:`2^{-d}` at an update, its features a
 At :math:`d = 5` that befalls every input within 400 updates, and the alignment is undefined.
 """
 
+from __future__ import annotations
+
+import itertools
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from gpytorch.kernels import RBFKernel
 from torch import Tensor
 
-from gp_deq.benchmarks.runs import Row, RunFile
+from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option, plus_minus
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
+from gp_deq.kernels import DEKerKernel
 from gp_deq.simulation import FeatureSGD, default_latent_dim
+
+try:
+    from joblib import delayed
+except ImportError as error:
+    raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "EXPERIMENT",
     "ConvergenceConfig",
     "Draw",
     "Interval",
@@ -44,18 +54,19 @@ __all__ = [
     "draw",
     "grid",
     "limiting_gram",
-    "read_csv",
     "references",
     "run_convergence",
     "summarize",
+    "tables",
 ]
 
 _REGULARIZATION = 6.0
+_WIDTHS = (5, 10, 15, 20, 30, 45, 65, 100, 150, 200, 300, 400, 500)
 
 
 @dataclass(frozen=True)
-class ConvergenceConfig:
-    """What is simulated.
+class ConvergenceConfig(Configuration):
+    """The networks that are simulated.
 
     Args:
         widths: The numbers ``d`` of observed coordinates.
@@ -64,13 +75,15 @@ class ConvergenceConfig:
         step_sizes: Each a factor of ``sqrt(d / m) / lambda``.
 
     Raises:
-        ValueError: a width, number of seeds or of steps below 1, or a step size outside (0, 2).
+        ValueError: A width or a number of seeds or steps is below 1, or a step size outside (0, 2).
     """
 
-    widths: tuple[int, ...] = (5, 10, 15, 20, 30, 45, 65, 100, 150, 200, 300, 400, 500)
-    seeds: int = 10
-    num_steps: int = 400
-    step_sizes: tuple[float, ...] = (1.0, 0.1)
+    widths: tuple[int, ...] = option(_WIDTHS, "Width d.", name="width", shown="13 from 5 to 500")
+    seeds: int = option(10, "Number of draws at each width.")
+    num_steps: int = option(400, "Number of gradient updates.", name="steps")
+    step_sizes: tuple[float, ...] = option((1.0, 0.1), "Step size h.", name="step-size")
+
+    presets: ClassVar = {"full": "The widths of the paper: 5, 10, ..., 500."}
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -84,12 +97,12 @@ class ConvergenceConfig:
             raise ValueError(f"Step sizes must be between 0 and 2, got {self.step_sizes}.")
 
     @classmethod
-    def full(cls) -> "ConvergenceConfig":
+    def full(cls) -> ConvergenceConfig:
         """The widths of the paper, 5, 10, ..., 500."""
         return cls(widths=tuple(range(5, 501, 5)))
 
     @property
-    def keys(self) -> list[tuple[float, int, int, int]]:
+    def keys(self) -> list[Key]:
         """Step size, number of steps, width and seed of every draw, in the order they are made."""
         return [
             (step, self.num_steps, width, seed)
@@ -104,14 +117,14 @@ class Draw(Row):
     """One finite network against the infinite one; a row of the CSV file.
 
     Args:
-        step_size: Of the updates.
-        num_steps: Their number.
+        step_size: Step size of the updates.
+        num_steps: Number of updates.
         width: Number ``d`` of observed coordinates.
-        seed: Of the random numbers, together with the width.
+        seed: Seed of the random numbers, together with the width.
         latent_dim: Number ``m`` of features.
-        alignment: Of the Gram matrix of the features with the limiting one; NaN where the
-            features of all inputs are zero.
-        control: With the RBF kernel; NaN likewise.
+        alignment: Alignment of the Gram matrix of the features with the limiting one; NaN where
+            the features of all inputs are zero.
+        control: Its alignment with the RBF kernel; NaN likewise.
         relative_error: Frobenius norm of the difference to the limiting matrix, relative to its.
     """
 
@@ -125,6 +138,11 @@ class Draw(Row):
     relative_error: float
 
     keys = ("step_size", "num_steps", "width", "seed")
+
+    @property
+    def label(self) -> str:
+        """A description for the progress bar."""
+        return f"d = {self.width}, step size {self.step_size:g}"
 
 
 class Interval(NamedTuple):
@@ -146,14 +164,14 @@ class Summary:
     """The draws of one width and step size.
 
     Args:
-        step_size: Of the updates.
+        step_size: Step size of the updates.
         width: Number of observed coordinates.
         latent_dim: Number of features.
         num_draws: Number of draws.
-        num_zero: Of those, how many have no feature left that is not zero.
-        alignment: With the limiting matrix.
-        control: With the RBF kernel.
-        relative_error: Of the Gram matrix.
+        num_zero: Number of draws in which the features of all inputs are zero.
+        alignment: Alignment with the limiting matrix.
+        control: Alignment with the RBF kernel.
+        relative_error: Relative error of the Gram matrix.
     """
 
     step_size: float
@@ -214,13 +232,11 @@ def limiting_gram(x: Tensor, step_size: float = 1.0) -> Tensor:
 
     Args:
         x: Inputs, ``n x D``.
-        step_size: Of the updates.
+        step_size: Step size of the updates.
 
     Returns:
         ``n x n``.
     """
-    from gp_deq.kernels import DEKerKernel
-
     kernel = DEKerKernel(
         link="relu", features="linear", num_steps=None, step_size=step_size, coincident="sgd"
     ).to(x)
@@ -238,63 +254,31 @@ def _control_gram(x: Tensor) -> Tensor:
         return kernel(x).to_dense()
 
 
-def run_convergence(
-    config: ConvergenceConfig,
-    path: str | os.PathLike[str] | None = None,
-    on_draw: Callable[[str], None] = lambda description: None,
-) -> list[Draw]:
-    """Draw the finite networks, in float64; draws that the file already holds are taken from it.
-
-    Args:
-        config: What to simulate.
-        path: Of a CSV file that receives each draw as soon as it is done; none if None.
-        on_draw: Called with a description after each draw, those from the file included.
-
-    Returns:
-        The draws of ``config``, in the order of its keys.
-
-    Raises:
-        ValueError: the file is not one that this function wrote.
-    """
-    file = RunFile(Draw, path)
-    done = file.open()
+@one_thread()
+def _draw(step_size: float, num_steps: int, width: int, seed: int) -> Draw:
+    """One finite network, in float64."""
     x = grid()
-    control = _control_gram(x)
-    limits = {step: limiting_gram(x, step) for step in config.step_sizes}
-    for key in config.keys:
-        if key not in done:
-            step_size, num_steps, width, seed = key
-            sgd = FeatureSGD("relu", "linear", _REGULARIZATION, step_size)
-            generator = torch.Generator().manual_seed(1_000_003 * seed + width)
-            start = torch.ones(len(x), 1)
-            gram = sgd.draw_gram(x, width, num_steps=num_steps, start=start, generator=generator)
-            limit = limits[step_size]
-            done[key] = Draw(
-                *key,
-                latent_dim=default_latent_dim(width),
-                alignment=centered_kernel_alignment(gram, limit),
-                control=centered_kernel_alignment(gram, control),
-                relative_error=((gram - limit).norm() / limit.norm()).item(),
-            )
-            file.append(done[key])
-        on_draw(f"d = {key[2]}, step size {key[0]:g}")
-    return [done[key] for key in config.keys]
+    limit = limiting_gram(x, step_size)
+    sgd = FeatureSGD("relu", "linear", _REGULARIZATION, step_size)
+    generator = torch.Generator().manual_seed(1_000_003 * seed + width)
+    start = torch.ones(len(x), 1)
+    gram = sgd.draw_gram(x, width, num_steps=num_steps, start=start, generator=generator)
+    return Draw(
+        step_size,
+        num_steps,
+        width,
+        seed,
+        latent_dim=default_latent_dim(width),
+        alignment=centered_kernel_alignment(gram, limit),
+        control=centered_kernel_alignment(gram, _control_gram(x)),
+        relative_error=((gram - limit).norm() / limit.norm()).item(),
+    )
 
 
-def read_csv(path: str | os.PathLike[str]) -> list[Draw]:
-    """The draws in a file of `run_convergence`.
-
-    Args:
-        path: Of the file.
-
-    Returns:
-        The draws, without one that was being written when a run was stopped; none if there is no
-        file.
-
-    Raises:
-        ValueError: the file is of another origin.
-    """
-    return RunFile(Draw, path).read()
+def _run(
+    config: ConvergenceConfig, keys: Iterator[Key], tell: Callable[[str], None]
+) -> Iterator[Draw]:
+    return spread(delayed(_draw)(*key) for key in keys)
 
 
 def _interval(values: Sequence[float]) -> Interval:
@@ -311,7 +295,7 @@ def summarize(draws: Sequence[Draw]) -> list[Summary]:
     """Means and intervals over the draws, by step size and then width.
 
     Args:
-        draws: Of `run_convergence`.
+        draws: The draws.
 
     Returns:
         One summary for each step size and width.
@@ -335,7 +319,7 @@ def summarize(draws: Sequence[Draw]) -> list[Summary]:
 
 
 class References(NamedTuple):
-    """What kernels that know nothing of the updates attain against the limiting matrix.
+    """Scores of kernels that know nothing of the updates against the limiting matrix.
 
     Args:
         control: Alignment of the RBF control, to which that of the draws with it tends.
@@ -352,7 +336,7 @@ def references(step_size: float = 1.0) -> References:
     """How much the numbers of the draws mean.
 
     Args:
-        step_size: Of the updates; it hardly matters.
+        step_size: Step size of the updates; it hardly matters.
 
     Returns:
         The references.
@@ -367,42 +351,134 @@ def references(step_size: float = 1.0) -> References:
     )
 
 
-def draw(summaries: Sequence[Summary], levels: References) -> "Figure":
-    """The figure: alignment and relative error against the width.
+def tables(config: ConvergenceConfig, draws: Sequence[Draw]) -> Iterator[Table | str]:
+    """The tables and notes that the command prints.
 
     Args:
-        summaries: Of `summarize`.
-        levels: Of `references`.
+        config: The configuration.
+        draws: Its draws.
+
+    Yields:
+        Means and intervals by step size and width, and notes.
+    """
+    summaries = summarize(draws)
+    if not summaries:
+        return
+    numbers = sorted({item.num_draws for item in summaries})
+    over = " to ".join(str(n) for n in dict.fromkeys((numbers[0], numbers[-1])))
+    over = "one draw" if over == "1" else f"mean ± 95 % interval over {over} draws"
+    rows = [
+        [
+            f"{item.step_size:g}",
+            str(item.width),
+            str(item.latent_dim),
+            *map(_plus_minus, (item.alignment, item.control, item.relative_error)),
+        ]
+        for item in summaries
+    ]
+    columns = ["step size", "d", "m", "alignment", "with RBF", "relative error"]
+    yield Table(f"Gram matrices after {config.num_steps} updates: {over}", columns, rows)
+    levels = references()
+    yield f"The DEKer kernel with RBF: alignment {levels.control:.4f}."
+    yield (
+        f"The DEKer kernel with the linear kernel: alignment {levels.linear:.4f}, relative error "
+        f"of its best multiple {levels.linear_error:.4f}."
+    )
+    for item in summaries:
+        if item.num_zero:
+            yield (
+                f"Step size {item.step_size:g}, d = {item.width}: the features of all inputs are "
+                f"zero in {item.num_zero} of {item.num_draws} draws, so alignment is undefined."
+            )
+
+
+def _plus_minus(value: Interval) -> str:
+    """A mean with half the length of its interval, or a dash where it is undefined."""
+    if math.isnan(value.mean):
+        return "–"
+    half = (value.high - value.low) / 2
+    return plus_minus(value.mean, half if half > 0 else math.nan, ".4f")
+
+
+def draw(summaries: Sequence[Summary], levels: References) -> Figure:
+    """The figure: alignment and relative error against the width, with what to compare them with.
+
+    Args:
+        summaries: Means and intervals of the draws.
+        levels: Alignments and errors to compare with.
 
     Returns:
         The figure.
     """
-    from gp_deq.plotting import Band, convergence_figure
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    def band(label: str, field: str, group: Sequence[Summary]) -> Band:
-        points = [(item.width, getattr(item, field)) for item in group]
-        points = [(width, value) for width, value in points if not math.isnan(value.mean)]
-        widths, intervals = [p[0] for p in points], [p[1] for p in points]
-        return Band(label, widths, *([i[k] for i in intervals] for k in range(3)))
+    from gp_deq.plotting import COLORS, MARKERS, plain_log_axis, style
 
-    alignments, controls, errors = [], [], []
-    for step in dict.fromkeys(item.step_size for item in summaries):
-        group = [item for item in summaries if item.step_size == step]
-        note = f"step size h = {step:g}"
-        alignments.append(band(note, "alignment", group))
-        controls.append(band(note, "control", group))
-        errors.append(band(note, "relative_error", group))
+    figure = Figure(figsize=(10.4, 4.2), layout="constrained")
     title = (
         "Finite networks after stochastic gradient updates: 10 × 10 grid, ReLU link, linear "
         f"features, λ = {_REGULARIZATION:g}"
     )
     if summaries[0].num_draws > 1:
         title += f"; mean and 95 % interval of {summaries[0].num_draws} draws"
-    return convergence_figure(
-        alignments,
-        controls,
-        errors,
-        {"limit with the linear kernel": levels.linear, "limit with RBF": levels.control},
-        {"best multiple of the linear kernel": levels.linear_error},
-        title,
+    figure.suptitle(title, fontsize=10.5)
+    left, right = figure.subplots(1, 2)
+    steps = list(dict.fromkeys(item.step_size for item in summaries))
+    for step, color, marker in zip(steps, itertools.cycle(COLORS), itertools.cycle(MARKERS)):
+        group = [item for item in summaries if item.step_size == step]
+        note = f"step size h = {step:g}"
+        look = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.4}
+        for axes, field, label, line in (
+            (left, "alignment", f"with the DEKer kernel, {note}", "-"),
+            (left, "control", f"with RBF (control), {note}", "--"),
+            (right, "relative_error", note, "-"),
+        ):
+            # undefined means are left out, also where all are
+            points = [(item.width, *getattr(item, field)) for item in group]
+            points = [point for point in points if not math.isnan(point[1])]
+            x, mean, low, high = zip(*points) if points else ((), (), (), ())
+            axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(x, mean, linestyle=line, label=label, **look)
+    left.axhline(1.0, color="0.4", linewidth=0.7)
+    for axes, level, label, line in (
+        (left, levels.linear, "limit with the linear kernel", ":"),
+        (left, levels.control, "limit with RBF", "-."),
+        (right, levels.linear_error, "best multiple of the linear kernel", ":"),
+    ):
+        axes.axhline(level, color="0.4", linewidth=1.0, linestyle=line, label=label)
+    left.set_ylim(0.0, 1.04)
+    left.set_ylabel("centred kernel alignment", fontsize=9)
+    left.set_title("Alignment of the Gram matrices", fontsize=10)
+    right.set_yscale("log")
+    right.yaxis.set_major_locator(
+        FixedLocator([a * 10.0**k for k in range(-6, 3) for a in (1, 2, 5)])
     )
+    right.yaxis.set_minor_locator(NullLocator())
+    right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    right.set_ylabel("relative error (Frobenius norm)", fontsize=9)
+    right.set_title("Error of the Gram matrix", fontsize=10)
+    widths = sorted({item.width for item in summaries})
+    lowest = min(item.relative_error.mean for item in summaries if item.width == widths[-1])
+    guide = [0.8 * lowest * (widths[-1] / width) ** 0.5 for width in widths]
+    right.plot(widths, guide, color="0.7", linewidth=1.2, label="slope −1/2")
+    for axes in (left, right):
+        plain_log_axis(axes, [a * 10.0**k for k in range(7) for a in (1, 2, 5)])
+        axes.set_xlim(widths[0] / 1.1, widths[-1] * 1.1)
+        axes.set_xlabel("width d (observed coordinates), $m = d^{3/2}$ features", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=7.5, frameon=False, loc="best")
+        style(axes)
+    return figure
+
+
+EXPERIMENT = Experiment(
+    name="deker-convergence",
+    configuration=ConvergenceConfig,
+    row=Draw,
+    run=_run,
+    tables=tables,
+    figure=lambda config, draws: draw(summarize(draws), references()) if draws else None,
+)
+
+run_convergence = EXPERIMENT.collect

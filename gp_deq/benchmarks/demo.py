@@ -7,51 +7,39 @@ variance of the training inputs is 1; then the same call of BoTorch's ``fit_gpyt
 everything.
 """
 
-import math
+from __future__ import annotations
+
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-import gpytorch
 import torch
-from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
-from gpytorch.likelihoods import GaussianLikelihood
-from gpytorch.mlls import ExactMarginalLogLikelihood
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel
 from torch import Tensor
 
-from gp_deq.benchmarks.depth import DepthCurves, correlation_against_depth
+from gp_deq.benchmarks.depth import EXPERIMENT as DEPTH
+from gp_deq.benchmarks.depth import Correlation, DepthConfig, draw_depth
+from gp_deq.benchmarks.experiment import Table, plus_minus
 from gp_deq.datasets import Dataset, Split, load_diabetes, train_test_split
 from gp_deq.kernels import DEQNNGPKernel, DEQNTKKernel
+from gp_deq.metrics import COLLAPSED_R2, Metrics, predictive_metrics
 
 try:
     from botorch.fit import fit_gpytorch_mll
-    from botorch.models import SingleTaskGP
     from botorch.models.kernels import InfiniteWidthBNNKernel
 except ImportError as error:
     raise ImportError(
         'the demo fits with BoTorch and compares with its kernels: pip install "gp_deq[bo]"'
     ) from error
 
+from gp_deq.tables import make_model, scalar_hyperparameters
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "COLLAPSED_R2",
-    "KERNELS",
-    "DemoResult",
-    "FitResult",
-    "Metrics",
-    "draw",
-    "fit_and_evaluate",
-    "make_model",
-    "predictive_metrics",
-    "run_demo",
-    "scalar_hyperparameters",
-]
-
-COLLAPSED_R2 = 0.05
-"""A fit whose posterior mean explains less than this share of the test variance is "all noise"."""
+__all__ = ["KERNELS", "DemoResult", "FitResult", "draw", "fit_and_evaluate", "run_demo", "tables"]
 
 
 KERNELS: Mapping[str, Callable[[int], Kernel]] = {
@@ -68,30 +56,13 @@ _DRAWN = ("DEQ-NNGP relu", "DEQ-NNGP erf", "Matérn-5/2")
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """How well Gaussian predictions matched the observed targets.
-
-    Args:
-        rmse: Root mean squared error of the means.
-        nlpd: Mean negative log predictive density of the observed (noisy) targets, in nats.
-        coverage: Share of the targets inside their central 95 % intervals.
-        r2: One minus the squared error relative to that of the targets' own mean.
-    """
-
-    rmse: float
-    nlpd: float
-    coverage: float
-    r2: float
-
-
-@dataclass(frozen=True)
 class FitResult:
     """One kernel fitted to one split, in the original units of the target.
 
     Args:
         kernel: A key of `KERNELS`.
-        seed: Of the split.
-        metrics: On the test part.
+        seed: Seed of the split.
+        metrics: Scores of the test part.
         fit_seconds: Wall time of the optimisation.
         mean: Predictive means of the test targets.
         std: Predictive standard deviations of the test targets, noise included.
@@ -124,12 +95,12 @@ class DemoResult:
     Args:
         dataset: The data.
         fits: One for each seed and kernel.
-        depth: Correlation of two inputs against depth.
+        depth: Correlations of two inputs against depth.
     """
 
     dataset: Dataset
     fits: Sequence[FitResult]
-    depth: DepthCurves
+    depth: Sequence[Correlation]
 
     @property
     def kernels(self) -> list[str]:
@@ -148,72 +119,6 @@ class DemoResult:
         return [fit for fit in self.fits if fit.kernel == kernel]
 
 
-def predictive_metrics(mean: Tensor, std: Tensor, target: Tensor) -> Metrics:
-    """Score Gaussian predictions of observed targets.
-
-    Args:
-        mean: Predictive means, ``n``.
-        std: Predictive standard deviations of the observations, noise included, ``n``.
-        target: The observed targets, ``n``.
-
-    Returns:
-        The four scores, in the units of the arguments.
-    """
-    error = target - mean
-    log_density = -0.5 * ((error / std).square() + math.log(2 * math.pi)) - std.log()
-    half_width = math.sqrt(2) * torch.special.erfinv(torch.tensor(0.95, dtype=torch.float64)).item()
-    return Metrics(
-        rmse=error.square().mean().sqrt().item(),
-        nlpd=-log_density.mean().item(),
-        coverage=(error.abs() <= half_width * std).double().mean().item(),
-        r2=1 - (error.square().sum() / (target - target.mean()).square().sum()).item(),
-    )
-
-
-def make_model(kernel: Kernel, train_x: Tensor, train_y: Tensor) -> ExactMarginalLogLikelihood:
-    """An exact GP at the initial values that all kernels share, and its marginal likelihood.
-
-    Args:
-        kernel: The kernel, without an output scale.
-        train_x: Standardised inputs, ``n x d``.
-        train_y: Standardised targets, ``n``.
-
-    Returns:
-        The marginal likelihood, whose ``model`` is the GP.
-    """
-    covar = ScaleKernel(kernel).to(train_x)
-    likelihood = GaussianLikelihood().to(train_x)
-    likelihood.noise = 0.1
-    with torch.no_grad():
-        covar.outputscale = 1 / kernel(train_x, diag=True).mean()
-    model = SingleTaskGP(
-        train_x,
-        train_y.unsqueeze(-1),
-        likelihood=likelihood,
-        covar_module=covar,
-        outcome_transform=None,
-    )
-    return ExactMarginalLogLikelihood(likelihood, model)
-
-
-def scalar_hyperparameters(model: gpytorch.Module) -> dict[str, float]:
-    """The learned value of every hyperparameter that has only one.
-
-    Args:
-        model: Of a marginal likelihood.
-
-    Returns:
-        Values by name.
-    """
-    values = {}
-    for name, raw, constraint in model.named_parameters_and_constraints():
-        if raw.numel() == 1 and constraint is not None:
-            path, _, leaf = name.rpartition(".")
-            short = leaf.removeprefix("raw_")
-            values[short] = getattr(model.get_submodule(path), short).item()
-    return values
-
-
 def fit_and_evaluate(name: str, kernel: Kernel, split: Split, seed: int = 0) -> FitResult:
     """Learn the hyperparameters by marginal likelihood and score the predictions.
 
@@ -221,7 +126,7 @@ def fit_and_evaluate(name: str, kernel: Kernel, split: Split, seed: int = 0) -> 
         name: Name of the kernel in the result.
         kernel: The kernel, at its initial values and without an output scale.
         split: Standardised data.
-        seed: Of the split, for the record.
+        seed: Seed of the split, for the record.
 
     Returns:
         Scores and predictions, in the original units of the target.
@@ -276,28 +181,88 @@ def run_demo(
         for name in KERNELS if kernels is None else kernels:
             fits.append(fit_and_evaluate(name, KERNELS[name](num_dims), split, seed))
             on_fit(name)
-    return DemoResult(dataset=dataset, fits=fits, depth=correlation_against_depth())
+    return DemoResult(dataset=dataset, fits=fits, depth=DEPTH.collect(DepthConfig()))
 
 
-def draw(result: DemoResult) -> "Figure":
-    """The figure: predictions of three kernels, relevances, and correlation against depth.
+def tables(result: DemoResult) -> Iterator[Table | str]:
+    """The tables and notes that the command prints.
 
     Args:
-        result: Of `run_demo`; the first split is shown.
+        result: The result of `run_demo`.
+
+    Yields:
+        The scores of the kernels, and notes.
+    """
+    seeds = len(result.of_kernel(result.kernels[0]))
+    splits = "one random split" if seeds == 1 else f"{seeds} random splits, mean ± standard error"
+    rows = []
+    for kernel in result.kernels:
+        fits = result.of_kernel(kernel)
+        rows.append(
+            [
+                kernel + (" (all noise)" if any(fit.collapsed for fit in fits) else ""),
+                _mean([fit.metrics.rmse for fit in fits], ".2f"),
+                _mean([fit.metrics.nlpd for fit in fits], ".3f"),
+                _mean([100 * fit.metrics.coverage for fit in fits], ".1f") + " %",
+                _mean([fit.metrics.r2 for fit in fits], ".3f"),
+                _mean([fit.fit_seconds for fit in fits], ".1f"),
+            ]
+        )
+    columns = ["kernel", "RMSE", "NLPD", "inside 95 %", "R²", "fit, s"]
+    yield Table(f"{result.dataset.name}: 80/20, {splits}", columns, rows)
+    yield (
+        "Scores of the test part, in the units of the target. NLPD: negative log predictive\n"
+        "density of the (noisy) targets, in nats. Inside 95 %: coverage of the central 95 % "
+        "intervals."
+    )
+    collapsed = [fit for fit in result.fits if fit.collapsed]
+    for fit in collapsed:
+        yield (
+            f"{fit.kernel}, split {fit.seed}: collapsed to all noise "
+            f"(test R² {fit.metrics.r2:.3f} < {COLLAPSED_R2})."
+        )
+    if not collapsed:
+        yield f"No fit collapsed to all noise (test R² below {COLLAPSED_R2})."
+    yield "Learned on the first split (standardised units):"
+    for kernel in result.kernels:
+        values = result.of_kernel(kernel)[0].hyperparameters
+        yield f"  {kernel}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    """The mean of the values, with its standard error where there are several."""
+    error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return plus_minus(fmean(values), error, form)
+
+
+def draw(result: DemoResult) -> Figure:
+    """The figure: predictions of three kernels above, relevances and correlation by depth below.
+
+    Args:
+        result: The result of `run_demo`; the first split is shown.
 
     Returns:
         The figure.
     """
-    from gp_deq.plotting import Predictions, demo_figure
+    from matplotlib.figure import Figure
+
+    from gp_deq.plotting import Predictions, draw_predictions, draw_relevances, palette
 
     first = [result.of_kernel(kernel)[0] for kernel in result.kernels]
     shown = [fit for fit in first if fit.kernel in _DRAWN] or first[:3]
-    depth = result.depth
-    return demo_figure(
-        {fit.kernel: Predictions(fit.target, fit.mean, fit.std) for fit in shown},
-        {fit.kernel: fit.relevance for fit in first if fit.relevance is not None},
-        result.dataset.feature_names,
-        (depth.depths, depth.feed_forward, depth.injected, depth.equilibrium),
-        unit="disease progression",
-        title=f"gp-deq demo: {result.dataset.name}, {len(first[0].target)} test inputs",
-    )
+    relevances = {fit.kernel: fit.relevance for fit in first if fit.relevance is not None}
+    colors = palette((*relevances, *(fit.kernel for fit in shown)))
+    figure = Figure(figsize=(13.0, 8.0), layout="constrained")
+    title = f"gp-deq demo: {result.dataset.name}, {len(first[0].target)} test inputs"
+    figure.suptitle(title, fontsize=12)
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.0, 1.05))[:, 0]
+    panels = above.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, fit in zip(panels, shown, strict=True):
+        predictions = Predictions(fit.target, fit.mean, fit.std)
+        draw_predictions(axes, predictions, fit.kernel, "disease progression", colors[fit.kernel])
+        axes.label_outer()
+    left, right = below.subplots(1, 2, width_ratios=(1.15, 1.0))
+    draw_relevances(left, relevances, result.dataset.feature_names, colors)
+    draw_depth(right, result.depth)
+    right.legend(fontsize=7.5, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
+    return figure

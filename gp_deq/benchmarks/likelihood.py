@@ -14,8 +14,8 @@ from gp_deq.datasets import Split
 try:
     from botorch.optim.fit import fit_gpytorch_mll_scipy
 
-    from gp_deq.benchmarks.bo import FAILURES
-    from gp_deq.benchmarks.demo import make_model
+    from gp_deq.benchmarks.surrogates import FAILURES
+    from gp_deq.tables import make_model
 except ImportError as error:
     raise ImportError('the benchmark fits with BoTorch: pip install "gp_deq[bo]"') from error
 
@@ -28,7 +28,7 @@ def fit_by_likelihood(makers: Sequence[Maker], split: Split, starts: int) -> Pre
     """An exact GP, its hyperparameters learned by marginal likelihood.
 
     Args:
-        makers: Of kernels to choose from.
+        makers: Makers of the kernels to choose from.
         split: The data.
         starts: Number of starts of each kernel, the first of them from its defaults.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError('the problems come from BoTorch: pip install "gp_deq[bo]"') from error
 
-__all__ = ["BENCHMARK", "TRAINING", "Problem", "make_problem"]
+__all__ = ["BENCHMARK", "TRAINING", "Problem", "known_problem", "make_problem"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Problem:
         num_dims: Number of inputs.
         evaluate: Maps ``n x d`` in the unit cube to ``n x m``; larger is better. In float64.
         best: The largest value; None if it is not known, or with several outputs.
-        reference_point: Of the hypervolume, with several outputs.
+        reference_point: The reference point of the hypervolume, with several outputs.
     """
 
     name: str
@@ -61,6 +62,19 @@ def make_problem(name: str, seed: int) -> Problem:
     if name not in makers:
         raise ValueError(f"no problem {name!r}; there are {', '.join(makers)}.")
     return makers[name](name, torch.Generator().manual_seed(seed))
+
+
+@cache
+def known_problem(name: str) -> Problem:
+    """A problem by its name, for what does not depend on the seed.
+
+    Args:
+        name: One of `BENCHMARK` or `TRAINING`.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    return make_problem(name, 0)
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -49,7 +49,7 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
     """The results as a table, one row for each.
 
     Args:
-        results: Of `run_regression`.
+        results: Finished runs.
     """
     return pd.DataFrame(
         [dict(zip(result.columns(), vars(result).values(), strict=True)) for result in results]
@@ -60,7 +60,7 @@ def complete(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of those splits that all kernels have finished.
 
     Args:
-        results: Of `frame`.
+        results: The table of `frame`.
     """
     counts = results.groupby(["dataset", "seed"])["kernel"].transform("nunique")
     return results[counts == results["kernel"].nunique()]
@@ -70,7 +70,7 @@ def score_table(results: pd.DataFrame, score: str) -> pd.DataFrame:
     """Mean and standard error over splits.
 
     Args:
-        results: Of `complete`.
+        results: The table of `complete`.
         score: Name of a column.
 
     Returns:
@@ -86,7 +86,7 @@ def rank(results: pd.DataFrame, score: str) -> Ranking:
     """Rank the kernels by their mean scores on each data set, and average over data sets.
 
     Args:
-        results: Of `complete`.
+        results: The table of `complete`.
         score: Name of a column of which less is better.
 
     Returns:
@@ -119,7 +119,7 @@ def paired_tests(
     p-values too small: a large one shows that there is no evidence, a small one not that there is.
 
     Args:
-        results: Of `complete`.
+        results: The table of `complete`.
         score: Name of a column of which less is better.
         method: A kernel.
         others: Kernels.

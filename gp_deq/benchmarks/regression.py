@@ -1,4 +1,4 @@
-"""Regression on real data sets, kernel against kernel: ``gp-deq benchmark regression``.
+"""Regression on real data sets with the kernels of this package and others.
 
 Every run takes one data set, one kernel and one random 80/20 split, standardised by its training
 part, and scores the predictions of the test part. There are three protocols.
@@ -27,31 +27,33 @@ import math
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
+from typing import Any, Self
 
 import torch
 
+from gp_deq.benchmarks import report
 from gp_deq.benchmarks.contestants import KERNELS, Maker, Predictions
-from gp_deq.benchmarks.demo import Metrics, predictive_metrics
+from gp_deq.benchmarks.experiment import Configuration, Experiment, option
 from gp_deq.benchmarks.likelihood import fit_by_likelihood
 from gp_deq.benchmarks.ridge import fit_by_ridge
-from gp_deq.benchmarks.runs import Row, RunFile, run_missing
+from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.benchmarks.svgp import fit_by_bound
 from gp_deq.datasets import Split, load, train_test_split
+from gp_deq.metrics import Metrics, predictive_metrics
 
 try:
     from joblib import delayed
 except ImportError as error:
     raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
 
-__all__ = ["DATASETS", "LARGE", "PROTOCOLS", "Protocol", "RegressionConfig", "Result"]
+__all__ = ["DATASETS", "EXPERIMENT", "LARGE", "PROTOCOLS", "Protocol", "RegressionConfig", "Result"]
 __all__ += ["run_regression"]
 
 #: The data sets of the paper.
 DATASETS = ("diabetes", "yacht", "energy-heating", "energy-cooling", "concrete", "wine")
-#: Those of more than 10,000 rows.
+#: Data sets of more than 10,000 rows.
 LARGE = ("elevators", "bike", "protein")
 _TEST_FRACTION = 0.2
 
@@ -101,12 +103,12 @@ class Result(Row):
         protocol: One of `PROTOCOLS`.
         dataset: Its name.
         kernel: One of `KERNELS`.
-        seed: Of the split.
+        seed: Seed of the split.
         budget: Number of starts, of settings, or of passes over the data.
         rmse: Root mean squared error of the test targets, in their units; NaN if all starts failed.
         nlpd: Mean negative log predictive density of the test targets, in nats.
         coverage: Share of the test targets inside their central 95 % intervals.
-        seconds: Of the fit, the choice and the predictions.
+        seconds: Seconds of the fit, the choice and the predictions.
         failures: Number of starts, or of settings and ridges, that failed numerically.
         chosen: Index of the maker chosen; for a family of depths, the depth less one.
         ridge: The ridge chosen, in the units of :data:`gp_deq.benchmarks.ridge.RIDGES`;
@@ -128,10 +130,15 @@ class Result(Row):
 
     keys = ("protocol", "dataset", "kernel", "seed", "budget")
 
+    @property
+    def label(self) -> str:
+        """A description for the progress bar."""
+        return f"{self.dataset}, {self.kernel}"
+
 
 @dataclass(frozen=True)
-class RegressionConfig:
-    """What is compared; the defaults are those of marginal likelihood.
+class RegressionConfig(Configuration):
+    """Kernels, data and budget; the defaults are those of marginal likelihood.
 
     Args:
         protocol: One of `PROTOCOLS`.
@@ -142,14 +149,26 @@ class RegressionConfig:
             data (``sparse``) for each kernel.
 
     Raises:
-        ValueError: an unknown protocol, data set or kernel, or a number below 1.
+        ValueError: A protocol or kernel is unknown, or a number is below 1.
     """
 
-    protocol: str = "likelihood"
-    datasets: tuple[str, ...] = DATASETS
-    kernels: tuple[str, ...] = tuple(KERNELS)
-    seeds: int = 5
-    budget: int = 2
+    protocol: str = option(
+        "likelihood",
+        "By marginal likelihood, kernel ridge regression, or sparse variational GPs.",
+        choices=PROTOCOLS,
+    )
+    datasets: tuple[str, ...] = option(
+        DATASETS, "Data set.", name="dataset", shown="those of the paper; sparse: the large ones"
+    )
+    kernels: tuple[str, ...] = option(
+        tuple(KERNELS), "Kernel.", name="kernel", shown="all; sparse: one of each but NNGP and NTK"
+    )
+    seeds: int = option(5, "Number of splits of each data set.", shown="5; ridge: 20; sparse: 2")
+    budget: int = option(
+        2,
+        "Starts (likelihood), settings (ridge) or passes over the data (sparse) of each kernel.",
+        shown="2; ridge: 24; sparse: 10",
+    )
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -164,7 +183,7 @@ class RegressionConfig:
             raise ValueError("There must be at least one data set and one kernel.")
 
     @property
-    def keys(self) -> list[tuple[str, str, str, int, int]]:
+    def keys(self) -> list[Key]:
         """The keys of every run; one seed is complete before the next begins."""
         return [
             (self.protocol, dataset, kernel, seed, self.budget)
@@ -173,43 +192,24 @@ class RegressionConfig:
             for kernel in self.kernels
         ]
 
+    @classmethod
+    def from_options(cls, preset: str | None, given: Mapping[str, Any]) -> Self:
+        """The defaults are those of the protocol.
 
-def run_regression(
-    config: RegressionConfig,
-    path: str | PathLike[str] | None = None,
-    minutes: float = math.inf,
-    on_run: Callable[[str], None] = lambda description: None,
-) -> list[Result]:
-    """Fit and score; runs that the file already holds are taken from it.
+        Args:
+            preset: None.
+            given: Values of the fields that the user named.
 
-    Args:
-        config: What to run.
-        path: Of a CSV file that receives each run as soon as it is done; none if None.
-        minutes: No run is started later than this; those in progress are finished.
-        on_run: Called with a description after each run, those from the file included.
-
-    Returns:
-        The finished runs of ``config``, in the order of its keys. Two runs of one key differ in
-        their times alone.
-
-    Raises:
-        ValueError: the file is not one that this function wrote, or there is no such data set.
-        FileNotFoundError: a data set is not at hand and cannot be downloaded.
-    """
-    for name in config.datasets:
-        load(name)  # here, so that processes do not download side by side
-    return run_missing(
-        RunFile(Result, path),
-        config.keys,
-        lambda key: delayed(_run)(*key),
-        lambda key: f"{key[1]}, {key[2]}",
-        minutes,
-        on_run,
-    )
+        Raises:
+            ValueError: A value is impossible.
+        """
+        default = PROTOCOLS[given.get("protocol", "likelihood")]
+        names = ("datasets", "kernels", "seeds", "budget")
+        return cls(**({name: getattr(default, name) for name in names} | dict(given)))
 
 
-def _run(protocol: str, dataset: str, kernel: str, seed: int, budget: int) -> Result:
-    torch.set_num_threads(1)
+@one_thread()
+def _fit(protocol: str, dataset: str, kernel: str, seed: int, budget: int) -> Result:
     split = train_test_split(load(dataset), _TEST_FRACTION, seed)
     start = time.perf_counter()
     random_seed = zlib.crc32(f"{dataset}/{seed}".encode())
@@ -244,3 +244,28 @@ def _score(predictions: Predictions, split: Split) -> Metrics:
         split.y_std * predictions.std,
         split.y_mean + split.y_std * split.test_y,
     )
+
+
+def _run(
+    config: RegressionConfig, keys: Iterator[Key], tell: Callable[[str], None]
+) -> Iterator[Result]:
+    return spread(delayed(_fit)(*key) for key in keys)
+
+
+def _prepare(config: RegressionConfig) -> None:
+    """Load the data here, so that processes do not download side by side."""
+    for name in config.datasets:
+        load(name)
+
+
+EXPERIMENT = Experiment(
+    name="regression",
+    configuration=RegressionConfig,
+    row=Result,
+    run=_run,
+    tables=lambda config, results: report.tables(results),
+    figure=lambda config, results: report.draw(results),
+    prepare=_prepare,
+)
+
+run_regression = EXPERIMENT.collect

@@ -1,12 +1,11 @@
-"""What the regression benchmark shows: tables, tests and the figure of ranks."""
+"""Tables, tests and the figure of the regression benchmark."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from gp_deq.benchmarks.experiment import Table
 from gp_deq.benchmarks.ranks import Ranking, complete, frame, paired_tests, rank, score_table
 
 try:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from gp_deq.benchmarks.regression import Result
 
-__all__ = ["Report", "report"]
+__all__ = ["draw", "tables"]
 
 #: Scores by column: title, format, and whether they are ranked.
 _SCORES = {
@@ -34,71 +33,81 @@ _CLAIM = "DEKer relu", ("NNGP", "NTK", "NNGP, depth 3", "NTK, depth 3")
 _FEWEST_SPLITS = 10
 
 
-@dataclass(frozen=True)
-class Report:
-    """Tables and tests.
-
-    Args:
-        protocol: Of the runs.
-        num_splits: Number of splits of the data set with the fewest.
-        tables: By title, cells as text; a row for each kernel, the best of a data set marked.
-        rankings: By score.
-        notes: What the tests say.
-    """
-
-    protocol: str
-    num_splits: int
-    tables: Mapping[str, pd.DataFrame]
-    rankings: Mapping[str, Ranking]
-    notes: Sequence[str]
-
-    def draw(self) -> Figure:
-        """The figure of mean ranks."""
-        from gp_deq.plotting import RankPanel, ranks_figure
-
-        panels = [
-            RankPanel(name, ranking.ranks, ranking.critical_difference)
-            for name, ranking in self.rankings.items()
-        ]
-        blocks = next(iter(self.rankings.values())).num_blocks
-        return ranks_figure(
-            panels, f"{self.protocol}: {blocks} data sets, {_splits(self.num_splits)} of each"
-        )
-
-    def write(self, folder: Path) -> None:
-        """Each table as Markdown and as LaTeX.
-
-        Args:
-            folder: Where to; made if need be.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        for title, table in self.tables.items():
-            name = f"{self.protocol}-{title.split()[0].lower()}"
-            (folder / f"{name}.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
-            (folder / f"{name}.tex").write_text(_latex(table), encoding="utf-8")
-
-
-def report(results: Sequence[Result]) -> Report:
+def tables(results: Sequence[Result]) -> Iterator[Table | str]:
     """Tables and tests of those splits that all kernels have finished.
 
     Args:
-        results: Of `run_regression`, of one protocol.
+        results: Finished runs of one protocol.
+
+    Yields:
+        A table for each score, a row for each kernel, and one of mean ranks; then what the tests
+        say.
     """
     if not results:
-        return Report("", 0, {}, {}, [])
+        return
     whole = complete(frame(results))
-    protocol = results[0].protocol
     if whole.empty:
-        return Report(protocol, 0, {}, {}, ["No split has been finished by all kernels."])
-    rankings = {
-        title: rank(whole, score) for score, (title, _, ranked) in _SCORES.items() if ranked
-    }
-    tables = {title: _cells(whole, score) for score, (title, _, _) in _SCORES.items()}
-    tables["mean rank"] = pd.DataFrame(
-        {title: ranking.ranks for title, ranking in rankings.items()}
-    ).map("{:.2f}".format)
-    num_splits = int(whole.groupby("dataset")["seed"].nunique().min())
-    return Report(protocol, num_splits, tables, rankings, _notes(whole, rankings, num_splits))
+        yield "No split has been finished by all kernels."
+        return
+    protocol, rankings = results[0].protocol, _rankings(whole)
+
+    def table(title: str, cells: pd.DataFrame) -> Table:
+        return Table.of(title, cells, name=f"{protocol}-{title.split()[0].lower()}")
+
+    for score, (title, _, _) in _SCORES.items():
+        yield table(title, _cells(whole, score))
+    ranks = {title: ranking.ranks for title, ranking in rankings.items()}
+    yield table("mean rank", pd.DataFrame(ranks).map("{:.2f}".format))
+    yield from _notes(whole, rankings, _num_splits(whole))
+
+
+def draw(results: Sequence[Result]) -> Figure | None:
+    """Mean ranks with bars of half the critical difference: kernels whose bars overlap are alike.
+
+    Args:
+        results: Finished runs of one protocol.
+
+    Returns:
+        The figure, a panel for each score; None if no split has been finished by all kernels.
+    """
+    if not results or (whole := complete(frame(results))).empty:
+        return None
+    from matplotlib.figure import Figure
+
+    from gp_deq.plotting import palette, style
+
+    rankings = _rankings(whole)
+    kernels = sorted(set(whole["kernel"]))
+    size = (4.6 * len(rankings), 0.3 * len(kernels) + 1.4)
+    figure = Figure(figsize=size, layout="constrained")
+    num_blocks = whole["dataset"].nunique()
+    splits = _splits(_num_splits(whole))
+    title = f"{results[0].protocol}: {num_blocks} data sets, {splits} of each"
+    figure.suptitle(title, fontsize=11)
+    colors = palette(kernels)
+    panels = figure.subplots(1, len(rankings), squeeze=False)[0]
+    for axes, (score, ranking) in zip(panels, rankings.items(), strict=True):
+        half = ranking.critical_difference / 2
+        for i, (name, mean) in enumerate(ranking.ranks.items()):
+            axes.errorbar(mean, i, xerr=half, fmt="o", color=colors[name], capsize=3)
+        best = min(ranking.ranks.values())
+        axes.axvspan(best - half, best + half, color="0.92", zorder=0)
+        axes.set_yticks(range(len(kernels)), list(ranking.ranks))
+        axes.invert_yaxis()
+        axes.set_title(score, fontsize=10)
+        axes.set_xlabel("mean rank (1 is best) ± half the critical difference", fontsize=8)
+        axes.tick_params(labelsize=8)
+        style(axes)
+    return figure
+
+
+def _rankings(whole: pd.DataFrame) -> dict[str, Ranking]:
+    return {title: rank(whole, score) for score, (title, _, ranked) in _SCORES.items() if ranked}
+
+
+def _num_splits(whole: pd.DataFrame) -> int:
+    """Number of splits of the data set with the fewest."""
+    return int(whole.groupby("dataset")["seed"].nunique().min())
 
 
 def _cells(results: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -115,11 +124,6 @@ def _cells(results: pd.DataFrame, score: str) -> pd.DataFrame:
 
 def _splits(number: int) -> str:
     return "1 split" if number == 1 else f"{number} splits"
-
-
-def _latex(table: pd.DataFrame) -> str:
-    text = table.style.format_index(escape="latex", axis=1).to_latex(hrules=True)
-    return text.replace("±", r"$\pm$")
 
 
 def _notes(results: pd.DataFrame, rankings: Mapping[str, Ranking], num_splits: int) -> list[str]:

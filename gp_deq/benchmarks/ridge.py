@@ -24,7 +24,7 @@ def fit_by_ridge(makers: Sequence[Maker], split: Split, count: int) -> Predictio
     """Kernel ridge regression, chosen by cross-validation.
 
     Args:
-        makers: Of kernels to choose from.
+        makers: Makers of the kernels to choose from.
         split: The data.
         count: Number of settings, all makers together.
 
@@ -95,7 +95,7 @@ def settings(makers: Sequence[Maker], num_dims: int, count: int) -> Iterator[tup
     """Points of a Sobol sequence in the box of hyperparameters, as kernels.
 
     Args:
-        makers: Of kernels to choose from; a coordinate of the sequence chooses.
+        makers: Makers of the kernels to choose from; a coordinate of the sequence chooses.
         num_dims: Number of inputs.
         count: Number of points.
 

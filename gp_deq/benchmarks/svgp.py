@@ -1,14 +1,11 @@
-"""Sparse variational GPs of data too large for exact ones, on one process or several.
+"""Sparse variational GPs of data too large for exact ones, trained by one process or several.
 
-``torchrun --nproc_per_node 2 -m gp_deq.benchmarks.svgp protein`` trains data-parallel, and
-``python -m gp_deq.benchmarks.svgp protein`` does the same with one process: every mini-batch is
-shared out, and the gradients of the shares are averaged, so that the processes take the steps that
-one would take, but for rounding.
+Under ``torchrun`` every mini-batch is shared out and the gradients of the shares are averaged, so
+that the processes take the steps that one would take, but for rounding.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import time
@@ -28,12 +25,11 @@ from gpytorch.variational import CholeskyVariationalDistribution, VariationalStr
 from torch import Tensor, distributed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from gp_deq.benchmarks.bo import FAILURES
-from gp_deq.benchmarks.contestants import KERNELS, Maker, Predictions, start_kernel
-from gp_deq.benchmarks.demo import predictive_metrics
-from gp_deq.datasets import Split, load, train_test_split
+from gp_deq.benchmarks.contestants import Maker, Predictions, start_kernel
+from gp_deq.benchmarks.surrogates import FAILURES
+from gp_deq.datasets import Split
 
-__all__ = ["SVGP", "SVGPConfig", "Trained", "fit_by_bound", "main", "predict"]
+__all__ = ["SVGP", "SVGPConfig", "Trained", "fit_by_bound", "predict"]
 __all__ += ["process_device", "process_group", "train"]
 
 
@@ -45,7 +41,7 @@ class SVGPConfig:
         num_inducing: Number of inducing points, at first a random part of the training inputs.
         batch_size: Rows of a mini-batch, all processes together.
         epochs: Passes over the data; rows that do not fill a mini-batch are left out of a pass.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
 
     Raises:
         ValueError: a value that is not positive.
@@ -95,7 +91,7 @@ class Trained:
         model: The GP.
         likelihood: Its noise.
         losses: Negative evidence lower bound for each row, after each step.
-        seconds: Of a step, the median.
+        seconds: Median seconds of a step.
     """
 
     model: SVGP
@@ -132,7 +128,7 @@ def train(
         x: Standardised inputs, ``n x d``, the same in all processes.
         y: Standardised targets, ``n``.
         config: How.
-        seed: Of the inducing points and of the mini-batches.
+        seed: Seed of the inducing points and of the mini-batches.
         on_step: Called with the loss of each step.
 
     Raises:
@@ -197,7 +193,7 @@ def predict(trained: Trained, x: Tensor, batch_size: int = 4096) -> tuple[Tensor
     """Means and standard deviations of observations, noise included.
 
     Args:
-        trained: Of `train`.
+        trained: A trained model.
         x: Standardised inputs, ``n x d``.
         batch_size: Rows at a time.
     """
@@ -211,7 +207,8 @@ def fit_by_bound(makers: Sequence[Maker], split: Split, epochs: int) -> Predicti
     """A sparse GP for the regression benchmark, its hyperparameters learned by the evidence bound.
 
     Args:
-        makers: Of kernels to choose from, by the mean bound of the last pass over the data.
+        makers: Makers of the kernels to choose from, by the mean bound of the last pass over the
+            data.
         split: The data.
         epochs: Passes over the data for each kernel.
 
@@ -241,63 +238,8 @@ def fit_by_bound(makers: Sequence[Maker], split: Split, epochs: int) -> Predicti
     return replace(result, failures=failures)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train on a split of a data set and print the scores of the test part.
-
-    Args:
-        arguments: Command-line arguments; those of the process if None.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m gp_deq.benchmarks.svgp", description=str(main.__doc__)
-    )
-    parser.add_argument("dataset", help="such as protein, elevators or bike")
-    parser.add_argument("--kernel", default="DEQ-NNGP relu", choices=KERNELS)
-    parser.add_argument("--seed", type=int, default=0, help="of the split and the mini-batches")
-    for name, default in vars(SVGPConfig()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    options = parser.parse_args(arguments)
-    config = SVGPConfig(
-        options.num_inducing, options.batch_size, options.epochs, options.learning_rate
-    )
-    split = train_test_split(load(options.dataset), seed=options.seed)
-    # of the families of depths, the third
-    maker = (KERNELS[options.kernel] * 3)[2]
-    with process_group() as (rank, world):
-        device = process_device()
-        trained = train(
-            start_kernel(maker, split),
-            split.train_x.to(device),
-            split.train_y.to(device),
-            config,
-            options.seed,
-        )
-        if rank > 0:
-            return
-        _print(trained, split, device, world)
-
-
 def process_device() -> torch.device:
     """The GPU of this process, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
-
-
-def _print(trained: Trained, split: Split, device: torch.device, world: int) -> None:
-    mean, std = predict(trained, split.test_x.to(device))
-    found = vars(
-        predictive_metrics(
-            split.y_mean + split.y_std * mean.cpu(),
-            split.y_std * std.cpu(),
-            split.y_mean + split.y_std * split.test_y,
-        )
-    )
-    print(f"{world} process{'es' * (world > 1)}, {len(trained.losses)} steps")
-    print(f"seconds a step  {trained.seconds:.4f}")
-    print(f"last loss       {trained.losses[-1]:.9f}")
-    for name, value in found.items():
-        print(f"{name:15s} {value:.9g}")
-
-
-if __name__ == "__main__":
-    main()

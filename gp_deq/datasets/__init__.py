@@ -1,8 +1,8 @@
-"""Real data sets, tables of any kind, and the split that the benchmarks share."""
+"""Real data sets by name, data sets from tables, and the split that the benchmarks share."""
 
 from .dataset import Dataset, Split, split_rows, standardized_split, train_test_split
 from .registry import NAMES, load, load_diabetes
-from .table import Column, Columns, Table, TableError, load_csv
+from .table import Column, Columns, Table, TableError, describe_rows, load_csv
 
 __all__ = [
     "NAMES",
@@ -12,6 +12,7 @@ __all__ = [
     "Split",
     "Table",
     "TableError",
+    "describe_rows",
     "load",
     "load_csv",
     "load_diabetes",

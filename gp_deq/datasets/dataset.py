@@ -11,11 +11,14 @@ class Dataset:
     """A regression problem in its original units.
 
     Args:
-        name: How tables and figures call it.
+        name: Name in tables and figures.
         X: Inputs, ``n x d``, float64.
         y: Targets, ``n``, float64.
         feature_names: One name for each column of ``X``.
         target_name: Name of the target.
+
+    Raises:
+        ValueError: The shapes or the number of names do not agree.
     """
 
     name: str
@@ -48,8 +51,8 @@ class Split:
     Args:
         train_x: Training inputs, ``n x d``, each column with mean 0 and variance 1.
         train_y: Training targets, ``n``, with mean 0 and variance 1.
-        test_x: Test inputs, shifted and scaled by the training part's figures.
-        test_y: Test targets, likewise.
+        test_x: Test inputs, standardised by the figures of the training part.
+        test_y: Test targets, standardised by the figures of the training part.
         x_mean: Mean of each input column over the training part.
         x_std: Standard deviation of each input column over the training part.
         y_mean: Mean of the training targets.
@@ -73,10 +76,13 @@ def split_rows(n: int, test_fraction: float = 0.2, seed: int = 0) -> tuple[Tenso
     Args:
         n: Number of rows.
         test_fraction: Share of the rows that are held out, strictly between 0 and 1.
-        seed: Of the permutation; the global random state is left alone.
+        seed: Seed of the permutation; the global random state is left alone.
 
     Returns:
         Indices of the training rows and of the test rows, in random order.
+
+    Raises:
+        ValueError: No test row, or fewer than two training rows, would be left.
     """
     num_test = round(n * test_fraction)
     if not 0 < num_test < n - 1:
@@ -92,7 +98,7 @@ def standardized_split(dataset: Dataset, train: Tensor, test: Tensor) -> Split:
     """Split at given rows and standardise by the training part.
 
     Args:
-        dataset: The data.
+        dataset: Data in their original units.
         train: Indices of the training rows.
         test: Indices of the test rows.
 
@@ -100,7 +106,7 @@ def standardized_split(dataset: Dataset, train: Tensor, test: Tensor) -> Split:
         The standardised split. A column that is constant over the training part is only centred.
     """
     x_mean, x_std = dataset.X[train].mean(0), dataset.X[train].std(0)
-    # a constant such as 0.1 has a mean that is off by rounding, and so a deviation
+    # the mean of a constant such as 0.1 has a rounding error, so its deviation need not be zero
     constant = (dataset.X[train] == dataset.X[train[0]]).all(0)
     x_std = torch.where(constant, torch.ones_like(x_std), x_std)
     y_mean, y_std = dataset.y[train].mean().item(), dataset.y[train].std().item()
@@ -121,9 +127,9 @@ def train_test_split(dataset: Dataset, test_fraction: float = 0.2, seed: int = 0
     """Split at random and standardise by the training part.
 
     Args:
-        dataset: The data.
+        dataset: Data in their original units.
         test_fraction: Share of the rows that are held out, strictly between 0 and 1.
-        seed: Of the permutation; the global random state is left alone.
+        seed: Seed of the permutation; the global random state is left alone.
 
     Returns:
         The standardised split. A column that is constant over the training part is only centred.

@@ -1,11 +1,11 @@
-"""Readers of the file formats that data sets come in; each gives rows of float64."""
+"""Readers of the file formats of the data sets; each returns rows of float64."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-#: Reads the given columns of a file, or all of them, in the given order.
+#: A function that reads the given columns of a file in the given order, or all of them.
 Reader = Callable[[Path, Sequence[int] | None], np.ndarray]
 
 
@@ -13,11 +13,11 @@ def read_text(path: Path, columns: Sequence[int] | None = None) -> np.ndarray:
     """Numbers between white space, without a header.
 
     Args:
-        path: The file.
-        columns: Which to read; None: all.
+        path: Path of the file.
+        columns: Indices of the columns to read. Default: all columns.
 
     Returns:
-        ``n x columns``.
+        The numbers, ``n x columns``.
     """
     return np.loadtxt(path, usecols=columns, ndmin=2)
 
@@ -38,7 +38,7 @@ def read_arff(path: Path, columns: Sequence[int] | None = None) -> np.ndarray:
 
 
 def read_xlsx(path: Path, columns: Sequence[int] | None = None) -> np.ndarray:
-    """First sheet of an Excel file, below one header row; arguments of `read_text`.
+    """Cells of the first sheet of an Excel file below one header row; arguments of `read_text`.
 
     Rows whose first cell is empty are left out.
 
@@ -58,7 +58,7 @@ def read_xlsx(path: Path, columns: Sequence[int] | None = None) -> np.ndarray:
 
 
 def read_xls(path: Path, columns: Sequence[int] | None = None) -> np.ndarray:
-    """First sheet of a file of Excel before 2007, below one header row; arguments of `read_text`.
+    """Cells of the first sheet of an old ``.xls`` file below one header row, as `read_xlsx`.
 
     Raises:
         ImportError: xlrd is not installed.

@@ -11,23 +11,23 @@ from .dataset import Dataset
 from .readers import read_csv
 from .sources import SOURCES, Source
 
-#: What `load` takes.
+#: Names of the data sets that `load` knows.
 NAMES: tuple[str, ...] = ("diabetes", *SOURCES)
 
 
 def load(name: str) -> Dataset:
     """A real data set, in its original units and its original order of rows.
 
-    "diabetes" comes with scikit-learn. Any other is read from the folder that the environment
-    variable ``GP_DEQ_DATA`` names, if it has the file of the download or the CSV file of the same
-    numbers, else downloaded once to the user's cache folder, or to the folder in ``GP_DEQ_CACHE``.
-    Every file is checked by its SHA-256.
+    "diabetes" comes with scikit-learn. Any other data set is read from the folder that the
+    environment variable ``GP_DEQ_DATA`` names, if it has the original file or the CSV file of the
+    same numbers. Otherwise it is downloaded once to the user's cache folder, or to the folder that
+    ``GP_DEQ_CACHE`` names. Every file is checked by its SHA-256.
 
     Args:
-        name: One of `NAMES`; "_" is read as "-".
+        name: Name of the data set, one of `NAMES`; "_" is read as "-".
 
     Returns:
-        The data.
+        The data set.
 
     Raises:
         ValueError: there is no such data set, or a file has another checksum than it should.
@@ -86,7 +86,7 @@ def load_diabetes() -> Dataset:
 
 
 def _read_own(source: Source) -> np.ndarray | None:
-    """From the folder of the user's; None if it has neither file."""
+    """The numbers of a file in the folder ``GP_DEQ_DATA``; None if it has neither file."""
     folder = os.environ.get("GP_DEQ_DATA")
     if not folder:
         return None
@@ -112,7 +112,7 @@ def _read_own(source: Source) -> np.ndarray | None:
 
 
 def _download(name: str, source: Source) -> Path:
-    """The original file, from the cache folder if it is there."""
+    """The path of the original file in the cache folder, downloaded if it is not there yet."""
     try:
         import pooch
         from requests import RequestException
@@ -123,7 +123,8 @@ def _download(name: str, source: Source) -> Path:
         ) from error
     cache = Path(os.environ.get("GP_DEQ_CACHE") or pooch.os_cache("gp_deq"))
     try:
-        # downloads to a temporary file, which gets its name once its checksum is right
+        # pooch downloads to a temporary file and renames it once its checksum is right; without an
+        # answer for 30 seconds, its default, it gives up
         path = pooch.retrieve(
             source.url,
             known_hash=f"sha256:{source.raw_sha256}",
@@ -151,7 +152,7 @@ def _download(name: str, source: Source) -> Path:
 
 
 def _own_way(source: Source) -> str:
-    """What a user can do without a download."""
+    """The part of a message that says how to provide the file without a download."""
     folder = os.environ.get("GP_DEQ_DATA")
     state = f"{folder} has neither" if folder else "it is not set"
     return (

@@ -1,4 +1,4 @@
-"""Where each data set comes from, and what its columns are.
+"""Origins and columns of the data sets.
 
 The downloads are copies of the archives' files in public repositories, pinned by commit and
 checksum.
@@ -35,18 +35,20 @@ _WINE = (
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as a CSV file and as a file to download; a folder of the user's may have either.
+    """A data set as a CSV file and as a file to download; the user's folder may have either.
 
     Args:
-        file: Name of the CSV file: one header row, the target in the last column; .gz is gzipped.
-        sha256: Of the CSV file.
-        url: Of the download.
-        raw_file: Name of the download in a folder of the user's.
-        raw_sha256: Of the download.
-        read: Reads the download.
+        file: Name of the CSV file, which has one header row and the target in the last column, and
+            is gzipped if the name ends in .gz.
+        sha256: SHA-256 of the CSV file.
+        url: Address of the download.
+        raw_file: Name of the downloaded file in the user's folder.
+        raw_sha256: SHA-256 of the download.
+        read: Reader of the download.
         feature_names: Names of the inputs.
         target_name: Name of the target.
-        columns: Inputs, then target, as columns of the download; None: all, in order.
+        columns: Indices of the inputs and then the target among the columns of the download. None
+            for all columns in their order.
     """
 
     file: str
@@ -248,7 +250,7 @@ SOURCES: dict[str, Source] = {
             "windspeed",
         ),
         target_name="cnt",
-        # without the record's number and date, and without the two parts of the count
+        # the record's number and date are left out, and the two counts that add up to the target
         columns=(*range(2, 14), 16),
     ),
 }

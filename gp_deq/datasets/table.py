@@ -1,4 +1,4 @@
-"""Any table as a data set: CSV files, with text columns one-hot encoded.
+"""Data sets from any table: CSV files, with text columns one-hot encoded.
 
 Cells are read as text, so that a message can quote what a file says and where. Rows are counted
 from 1, without the header and without blank lines.
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 MAX_CATEGORIES = 50
-"""A column of more different texts is an identifier or free text, not a category."""
+"""Largest number of categories, a choice: a column of more different texts is taken for an
+identifier or free text, each of which would be an input with a lengthscale of its own."""
 
 _MISSING = (
     "",
@@ -48,7 +49,7 @@ _MISSING = (
     "nan",
     "null",
 )
-"""Texts of missing cells: those of pandas, which looks for them before blanks are removed."""
+"""Texts of missing cells, as in pandas, which itself looks for them before blanks are removed."""
 
 _UNREADABLE = (
     OSError,
@@ -59,10 +60,10 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What pandas raises for files that are missing, damaged, or not a table."""
+"""Errors of pandas for files that are missing, damaged, or not a table."""
 
 _SHOWN = 5
-"""Rows that a message names before it says how many more there are."""
+"""Rows that a message names before it says how many more there are, so that it fits a line."""
 
 
 class TableError(ValueError):
@@ -74,8 +75,8 @@ class Table:
     """Cells of text under the names of their columns.
 
     Args:
-        name: How messages call it, such as the path of its file.
-        cells: Text or NaN, one column for each name; the index numbers the rows from 1.
+        name: Name in messages, such as the path of the file.
+        cells: Cells of text or NaN, one column for each name; the index numbers the rows from 1.
     """
 
     name: str
@@ -86,11 +87,11 @@ class Table:
         """Read a CSV file: commas, UTF-8, names of the columns in the first line.
 
         Args:
-            path: The file; one that ends in .gz, .zip or such is decompressed.
+            path: Path of the file; it is decompressed if its name ends in .gz, .zip or the like.
 
         Returns:
-            Its cells, without surrounding blanks. What pandas takes for missing ("", "NA", "NaN",
-            "null", "None" and such) is missing, with blanks around it too.
+            The cells, without surrounding blanks. The texts that pandas takes for missing ("",
+            "NA", "NaN", "null", "None" and such) are missing, also with blanks around them.
 
         Raises:
             TableError: The file is missing or empty, is not a CSV file, or a column has no name or
@@ -104,6 +105,7 @@ class Table:
 
         name = os.fspath(path)
         try:
+            # utf-8-sig: spreadsheets begin their files with a byte order mark
             lines = pd.read_csv(
                 name, header=None, dtype=str, encoding="utf-8-sig", keep_default_na=False
             )
@@ -130,7 +132,7 @@ class Table:
         """Refuse a table that lacks a column.
 
         Args:
-            names: Of the columns that are needed.
+            names: Names of the columns that are needed.
 
         Raises:
             TableError: Columns are missing.
@@ -147,7 +149,7 @@ class Table:
         """Refuse a table that lacks a column or has missing cells in it.
 
         Args:
-            names: Of the columns that are needed.
+            names: Names of the columns that are needed.
 
         Raises:
             TableError: Columns or cells are missing.
@@ -166,12 +168,12 @@ class Table:
         """A column that has to consist of numbers.
 
         Args:
-            name: Of the column, without missing cells.
-            role: What messages call it.
-            hint: What messages advise.
+            name: Name of the column, which has no missing cells.
+            role: Word for the column in messages.
+            hint: Advice at the end of messages.
 
         Returns:
-            Its values, float64.
+            The values, ``n``, float64.
 
         Raises:
             TableError: A cell is not a finite number.
@@ -194,12 +196,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """An input column and how it becomes numbers.
+    """An input column and its encoding as numbers.
 
     Args:
-        name: In the table.
-        categories: Those of a categorical column, each of which becomes an input that is 1 or 0;
-            None for a column of numbers.
+        name: Name in the table.
+        categories: Categories of a categorical column, each of which becomes an input that is 1 or
+            0; None for a column of numbers.
     """
 
     name: str
@@ -207,7 +209,7 @@ class Column:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of its inputs, ``name=category`` for those of a categorical column."""
+        """Names of its inputs, ``name=category`` for a categorical column."""
         if self.categories is None:
             return (self.name,)
         return tuple(f"{self.name}={category}" for category in self.categories)
@@ -215,13 +217,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Columns:
-    """How the columns of a table become inputs and a target, so that a new table does likewise.
+    """Encoding of the columns of a table as inputs and a target, for this and new tables.
 
     Columns of a new table are found by their names, whatever their order; others are ignored.
 
     Args:
         target: Name of the target.
-        inputs: The input columns, in the order of the inputs.
+        inputs: Input columns, in the order of the inputs.
 
     Example:
         >>> import pandas as pd
@@ -247,15 +249,16 @@ class Columns:
     ) -> Columns:
         """Decide which columns are numbers and which are categories.
 
-        A column is one of numbers if more than half of its cells are, numbers with a comma such as
-        "1,5" counting as such; then each cell must be a number. Any other column is categorical,
-        with its different texts as categories.
+        A column is one of numbers if more than half of its cells are numbers, including numbers
+        with a comma such as "1,5"; then each cell must be a number. So a few bad cells are an error
+        and do not make a category of each number. Any other column is categorical, with its
+        different texts as categories.
 
         Args:
-            table: All columns but the target and the ignored ones are inputs.
+            table: Table, of which all columns but the target and the ignored ones are inputs.
             target: Name of the target.
-            categorical: Columns of numbers that stand for categories, such as codes.
-            ignore: Columns to leave out.
+            categorical: Names of columns of numbers that stand for categories, such as codes.
+            ignore: Names of columns to leave out.
 
         Returns:
             The columns, in the order of the table, categories sorted.
@@ -297,14 +300,14 @@ class Columns:
         """The inputs of a table.
 
         Args:
-            table: With all the input columns.
+            table: Table with all the input columns.
 
         Returns:
-            ``n x d``, float64.
+            The inputs, ``n x d``, float64.
 
         Raises:
             TableError: A column or cell is missing, a cell is not a number where it has to be, or a
-                category is not one of the known.
+                category is unknown.
         """
         table.require([column.name for column in self.inputs])
         return torch.cat([_encode(table, column) for column in self.inputs], dim=1)
@@ -313,13 +316,13 @@ class Columns:
         """Inputs and target of a table.
 
         Args:
-            table: With all the columns.
+            table: Table with all the input columns and the target.
 
         Returns:
-            The data, named as the table's file.
+            The data set, with the name of the table's file.
 
         Raises:
-            TableError: As for :meth:`encode`, and of the target.
+            TableError: See :meth:`encode`; the same holds for the target.
         """
         table.require([self.target])
         return Dataset(
@@ -331,7 +334,7 @@ class Columns:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`from_json` takes: dicts, lists, strings and None."""
+        """A description for :meth:`from_json`, of dicts, lists, strings and None."""
         inputs = [
             {"name": name, "categories": None if categories is None else list(categories)}
             for name, categories in ((column.name, column.categories) for column in self.inputs)
@@ -343,7 +346,7 @@ class Columns:
         """The columns that :meth:`to_json` has described.
 
         Args:
-            data: The description.
+            data: Description of the columns.
 
         Returns:
             The columns.
@@ -372,17 +375,17 @@ def load_csv(
 ) -> Dataset:
     r"""A data set from a CSV file, with categorical columns one-hot encoded.
 
-    Which columns are categorical is said at `Columns.infer`; use that, and `Table.read`, to encode
+    `Columns.infer` decides which columns are categorical; use it with `Table.read` to encode
     another table in the same way.
 
     Args:
-        path: The file: commas, UTF-8, names of the columns in the first line.
+        path: Path of the file: commas, UTF-8, names of the columns in the first line.
         target: Name of the column to predict, which has to be numbers.
-        categorical: Columns of numbers that stand for categories, such as codes.
-        ignore: Columns to leave out.
+        categorical: Names of columns of numbers that stand for categories, such as codes.
+        ignore: Names of columns to leave out.
 
     Returns:
-        The data; an input of category ``c`` in column ``a`` is named ``a=c``.
+        The data set; an input of category ``c`` in column ``a`` is named ``a=c``.
 
     Raises:
         TableError: The table cannot be used. The message names the file, the column and the rows,
@@ -410,6 +413,7 @@ def _infer(table: Table, name: str, categorical: bool) -> Column:
 
     cells = table.cells[name]
     if not categorical:
+        # a decimal or thousands comma still says that the column is meant to be numbers
         likely = pd.to_numeric(cells.str.replace(",", ""), errors="coerce").notna()
         if likely.mean() > 0.5:
             table.numbers(name, hint="; correct these cells, or make the column categorical")
@@ -441,7 +445,7 @@ def _encode(table: Table, column: Column) -> Tensor:
 
 
 def _texts(column: Column) -> tuple[str, ...]:
-    """Its name and its categories."""
+    """The name and the categories of a column."""
     return (column.name, *(column.categories or ()))
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..activations import Activation, PairCovariance
-from ..activations.angles import angle, sine_excess_of_angle
+from ..activations import Activation, PairCovariance, sine_excess_of_angle
 from ..activations.detailed_pair import from_covariance, layer_of
 from ..activations.pair_covariance import DetailedPair
-from ..activations.piecewise_linear import LeakyReLU
 from .implicit import implicit_root
+from .monitor import SolverMonitor
 from .newton import newton
-from .report import SolverMonitor
+
+#: First Newton steps that need no bracket: the equations have one root, and their slopes are
+#: between ``1 - w / w_critical`` and a small number.
+_PLAIN_STEPS = 4
+#: The same for angles: the equation is convex, and six steps from its leading terms suffice for
+#: ``1 - w / w_critical`` down to 1e-12.
+_PLAIN_ANGLE_STEPS = 8
 
 #: Steps at equilibrium that give the quantities of a :class:`DetailedPair` their last digits; they
 #: converge quadratically, from the solver's tolerance.
@@ -53,48 +57,91 @@ def equilibrium(
             activation, weight_variance, injected, (var1, var2, vardiff), monitor
         )
     with torch.no_grad():
-        solve = _solve_angle if isinstance(activation, LeakyReLU) else _solve_distance
+        solve = _solve_by_angle if activation.homogeneous else _solve_distance
         sqdist = solve(activation, weight_variance, injected, var1, var2, vardiff, monitor)
-    sqdist = _ImplicitDistance.apply(
-        sqdist, activation, weight_variance, injected.sqdist, var1, var2, vardiff
-    )
+
+    def equation(
+        sqdist: Tensor,
+        weight: Tensor,
+        source: Tensor,
+        var1: Tensor,
+        var2: Tensor,
+        vardiff: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        pair = PairCovariance(var1, var2, sqdist, vardiff)
+        dual, slope = activation.dual_and_derivative(pair)
+        return sqdist - weight * dual.sqdist - source, 1 - weight * slope
+
+    sqdist = implicit_root(sqdist, equation, weight_variance, injected.sqdist, var1, var2, vardiff)
     return PairCovariance(var1, var2, sqdist, vardiff)
 
 
 def equilibrium_variance(
     activation: Activation, weight_variance: Tensor, injected: Tensor, monitor: SolverMonitor
 ) -> Tensor:
-    r"""Solves :math:`v = w\, g(v) + b` elementwise: :math:`b / (1 - wg(1))` where homogeneous.
+    r"""Solves :math:`v = w\, g(v) + b` elementwise, with derivatives of any order.
 
-    In general :math:`\sqrt v` lies between :math:`\sqrt b` and :math:`(\sqrt w |\varphi(0)| +
-    \sqrt b)/(1 - \sqrt{w/w_{\text{critical}}})`, since :math:`\sqrt{g(v)} \le |\varphi(0)| +
-    \sqrt{v/w_{\text{critical}}}`.
+    Args:
+        activation: Gives :math:`g`, its diagonal.
+        weight_variance: :math:`w`, ``... x 1 x 1``.
+        injected: Injected variances :math:`b`, of a shape that broadcasts with it.
+        monitor: Collects the record of the solve.
     """
     if activation.homogeneous:
         return injected / contraction(activation, weight_variance)
     with torch.no_grad():
-        at_zero = activation.diagonal(injected.new_zeros(1, 1)).sqrt()
-        root = weight_variance.sqrt()
-        growth = root * activation.critical_weight_variance**-0.5
-        upper = (root * at_zero + injected.sqrt()) / (1 - growth)
-        lower = injected.expand(upper.shape)
+        variance = solve_variance(activation, weight_variance, injected, monitor)
 
-        def excess(variance: Tensor) -> tuple[Tensor, Tensor]:
-            value, slope = activation.diagonal_and_slope(variance)
-            return variance - weight_variance * value - injected, 1 - weight_variance * slope
+    def equation(variance: Tensor, weight: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = activation.diagonal_and_slope(variance)
+        return variance - weight * value - source, 1 - weight * slope
 
-        start = injected + weight_variance * activation.diagonal(lower)
-        variance = newton(
-            excess,
-            start,
-            lower,
-            upper.square(),
-            start,
-            rounding(activation, weight_variance),
-            monitor,
-            plain_steps=4,
-        )
-    return _ImplicitVariance.apply(variance, activation, weight_variance, injected)
+    return implicit_root(variance, equation, weight_variance, injected)
+
+
+def solve_variance(
+    activation: Activation, weight_variance: Tensor, injected: Tensor, monitor: SolverMonitor
+) -> Tensor:
+    r"""The variances of :func:`equilibrium_variance` without a graph, for any activation.
+
+    :math:`\sqrt v` lies between :math:`\sqrt b` and :math:`(\sqrt w |\varphi(0)| + \sqrt b)/(1 -
+    \sqrt{w/w_{\text{critical}}})`, since :math:`\sqrt{g(v)} \le |\varphi(0)| +
+    \sqrt{v/w_{\text{critical}}}`.
+    """
+    at_zero = activation.diagonal(injected.new_zeros(1, 1)).sqrt()
+    root = weight_variance.sqrt()
+    growth = root * activation.critical_weight_variance**-0.5
+    upper = (root * at_zero + injected.sqrt()) / (1 - growth)
+    lower = injected.expand(upper.shape)
+
+    def equation(variance: Tensor, _: float | None) -> tuple[Tensor, Tensor]:
+        value, slope = activation.diagonal_and_slope(variance)
+        return variance - weight_variance * value - injected, 1 - weight_variance * slope
+
+    start = injected + weight_variance * activation.diagonal(lower)
+    noise = rounding(activation, weight_variance)
+    return newton(
+        equation, start, lower, upper.square(), start, noise, monitor, plain_steps=_PLAIN_STEPS
+    ).point
+
+
+def attach_variance(
+    variance: Tensor, dual: Tensor, slope: Tensor, weight_variance: Tensor, injected: Tensor
+) -> Tensor:
+    r"""Variances with derivatives of first order, from what is known of the diagonal there.
+
+    Args:
+        variance: Those of :func:`solve_variance`.
+        dual: :math:`g(v)`.
+        slope: :math:`g'(v)`.
+        weight_variance: :math:`w`, ``... x 1 x 1``.
+        injected: Injected variances.
+    """
+
+    def equation(variance: Tensor, weight: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        return variance - weight * dual - source, 1 - weight.detach() * slope
+
+    return implicit_root(variance, equation, weight_variance, injected)
 
 
 def contraction(activation: Activation, weight_variance: Tensor) -> Tensor:
@@ -164,13 +211,14 @@ def _equilibrium_in_detail(
             opposite = (total + 2 * value).clamp_min(0.0)
             return layer_of(weight_variance, DetailedPair(dual, value, opposite, gram), injected)
 
-        def excess(value: Tensor) -> tuple[Tensor, Tensor]:
+        def residual(value: Tensor, accuracy: float | None) -> tuple[Tensor, Tensor]:
             dual, slope = activation.dual_and_derivative(pair_of(value))
             return value - dual.cov, 1 - weight_variance * slope
 
         start = activation.dual(injected).cov
         noise = rounding(activation, weight_variance)
-        pair = pair_of(newton(excess, start, -scale, scale, scale, noise, monitor))
+        root = newton(residual, start, -scale, scale, scale, noise, monitor).point
+        pair = pair_of(root)
         for _ in range(_LAST_STEPS):
             dual, slope = activation.dual_and_derivative(pair)
             assert isinstance(dual, DetailedPair)
@@ -223,16 +271,15 @@ def _solve_distance(
     features1, features2 = activation.features(var1), activation.features(var2.mT)
     total = weight_variance * (activation.diagonal(var1) + activation.diagonal(var2))
 
-    def excess(sqdist: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = activation.expectations(features1, features2, sqdist)
+    def equation(sqdist: Tensor, accuracy: float | None) -> tuple[Tensor, Tensor]:
+        value, slope = activation.expectations(features1, features2, sqdist, accuracy)
         step = sqdist - lower - total + 2 * weight_variance * value
         return step, 1 - weight_variance * slope
 
     injected_total = injected.var1 + injected.var2
     start = lower * ((var1 + var2) / injected_total.masked_fill(injected_total == 0, 1.0))
     noise = rounding(activation, weight_variance)
-    scale = var1 + var2
-    sqdist = newton(excess, start, lower.expand(start.shape), upper, scale, noise, monitor)
+    sqdist = newton(equation, start, lower, upper, var1 + var2, noise, monitor).point
     for _ in range(2):
         pair = PairCovariance(var1, var2, sqdist, vardiff)
         step = sqdist - lower - weight_variance * activation.dual(pair).sqdist
@@ -241,7 +288,7 @@ def _solve_distance(
     return sqdist
 
 
-def _solve_angle(
+def _solve_by_angle(
     activation: Activation,
     weight_variance: Tensor,
     injected: PairCovariance,
@@ -250,109 +297,56 @@ def _solve_angle(
     vardiff: Tensor,
     monitor: SolverMonitor,
 ) -> Tensor:
-    r"""The same for homogeneous activations, where one angle describes a pair.
-
-    Variances scale out, and with :math:`e = 1 - \cos\theta`
-
-    .. math:: (1 - A)(e - e_0) + B S(\theta) = 0, \qquad
-        A = w\tfrac{1+n^2}2, \quad B = w\tfrac{(1-n)^2}{2\pi},
-
-    where :math:`e_0` is that of the injected input. The left side is increasing and convex in
-    :math:`e`. Newton starts from the smaller of :math:`e_0` and the root of the leading terms for
-    small angles, from where six steps suffice for :math:`1 - A` down to 1e-12.
-    """
-    assert isinstance(activation, LeakyReLU)
+    """The same for homogeneous activations, where one angle describes a pair."""
     gap = contraction(activation, weight_variance)
     bend = weight_variance * activation.angular_part
-    versine0 = injected.versine
-    cubic = (3 * gap * versine0 / bend.masked_fill(bend == 0, 1.0)).pow(1 / 3)
-    cubic = torch.where(bend == 0, math.pi, cubic.clamp_max(math.pi))
-    start = torch.minimum(versine0, 2 * (cubic / 2).sin().square())
-
-    def excess(versine: Tensor) -> tuple[Tensor, Tensor]:
-        theta = angle(versine)
-        value = gap * (versine - versine0) + bend * sine_excess_of_angle(theta)
-        return value, gap + bend * theta
-
-    zero = torch.zeros_like(start)
-    noise = rounding(activation, weight_variance)
-    upper = versine0.expand(start.shape)
-    versine = newton(excess, start, zero, upper, versine0, noise, monitor)
+    sine = solve_angle((injected.versine / 2).sqrt(), gap, bend, monitor)
     root1, root2 = var1.sqrt(), var2.sqrt()
     total = root1 + root2
     radial = (vardiff / total.masked_fill(total == 0, 1.0)).square()
     degenerate = (root1 == 0) | (root2 == 0)
-    return torch.where(degenerate, var1 + var2, radial + 2 * root1 * root2 * versine)
+    return torch.where(degenerate, var1 + var2, radial + 4 * root1 * root2 * sine.square())
 
 
-class _ImplicitVariance(torch.autograd.Function):
-    r"""Attaches :math:`dv = (g\,dw + db) / (1 - w g'(v))` to a solved variance."""
+def solve_angle(
+    sine0: Tensor, gap: Tensor, bend: Tensor, monitor: SolverMonitor, start: Tensor | None = None
+) -> Tensor:
+    r"""The angles of pairs at the equilibrium of a homogeneous activation, without a graph.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        variance: Tensor,
-        activation: Activation,
-        weight_variance: Tensor,
-        injected: Tensor,
-    ) -> Tensor:
-        ctx.activation = activation
-        result = variance.clone()
-        ctx.shapes = weight_variance.shape, injected.shape
-        ctx.save_for_backward(result, weight_variance)
-        return result
+    Variances scale out, and with :math:`t = \sin(\theta/2)` and :math:`S = \sin\theta -
+    \theta\cos\theta` the equation for the squared distances becomes
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor, Tensor]:
-        variance, weight_variance = ctx.saved_tensors
-        weight_shape, injected_shape = ctx.shapes
-        adjoint = grad / (1 - weight_variance * ctx.activation.diagonal_slope(variance))
-        grad_weight = (adjoint * ctx.activation.diagonal(variance)).sum_to_size(weight_shape)
-        return None, None, grad_weight, adjoint.sum_to_size(injected_shape)
+    .. math:: (1 - A)(t^2 - t_0^2) + \tfrac B2 S(\theta) = 0 .
 
+    The left side is increasing and convex in :math:`t^2`.
 
-class _ImplicitDistance(torch.autograd.Function):
-    r"""Attaches the derivatives of the root of :math:`m = w\, m_G(m; v_1, v_2) + m_b`.
+    Args:
+        sine0: ``t0``, that of the injected input.
+        gap: :math:`1 - A = 1 - w/w_{\text{critical}}`, ``... x 1 x 1``.
+        bend: :math:`B = w\,` ``activation.angular_part``, ``... x 1 x 1``.
+        monitor: Collects the record of the solve; steps are relative to the start.
+        start: First points; the smaller of ``t0`` and the root of the leading terms for small
+            angles if None.
 
-    They are those of the right side at fixed ``m``, divided by :math:`1 - wP`.
+    Returns:
+        ``t``, accurate in relative terms.
     """
+    if start is None:
+        leading = (6 * gap * sine0.square() / bend.masked_fill(bend == 0, 1.0)).pow(1 / 3)
+        leading = torch.where(bend == 0, math.pi, leading.clamp_max(math.pi))
+        start = torch.minimum(sine0, (leading / 2).sin())
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        sqdist: Tensor,
-        activation: Activation,
-        weight_variance: Tensor,
-        injected: Tensor,
-        var1: Tensor,
-        var2: Tensor,
-        vardiff: Tensor,
-    ) -> Tensor:
-        ctx.activation = activation
-        result = sqdist.clone()
-        ctx.save_for_backward(result, weight_variance, injected, var1, var2, vardiff)
-        return result
+    def equation(sine: Tensor, _: float | None) -> tuple[Tensor, Tensor]:
+        theta = sine.asin().mul_(2)
+        value = (sine - sine0).mul_(sine + sine0).mul_(gap)
+        value.addcmul_(sine_excess_of_angle(theta), bend, value=0.5)
+        slope = theta.mul_(bend).add_(gap).mul_(sine).mul_(2)
+        return value, slope.add_(torch.finfo(sine.dtype).tiny)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sqdist, *inputs = ctx.saved_tensors
-        _, _, var1, var2, vardiff = inputs
-        slope = ctx.activation.derivative_dual(PairCovariance(var1, var2, sqdist, vardiff))
-        adjoint = grad / (1 - inputs[0] * slope)
-        differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # aliases stop the differentiation at this layer's own arguments
-            if differentiable:
-                leaves = [tensor.view_as(tensor) for tensor in inputs]
-            else:
-                leaves = [tensor.detach() for tensor in inputs]
-            leaves = [leaf if leaf.requires_grad else leaf.requires_grad_() for leaf in leaves]
-            weight_variance, injected, var1, var2, vardiff = leaves
-            pair = PairCovariance(
-                var1, var2, sqdist if differentiable else sqdist.detach(), vardiff
-            )
-            layer = weight_variance * ctx.activation.dual(pair).sqdist + injected
-            grads = torch.autograd.grad(
-                layer, leaves, adjoint, create_graph=differentiable, allow_unused=True
-            )
-        return None, None, *grads
+    epsilon = torch.finfo(start.dtype).eps
+    noise = 16 * epsilon / float(gap.min()) if gap.numel() else 0.0
+    zero = torch.zeros_like(start)
+    upper = sine0.expand(start.shape)
+    return newton(
+        equation, start, zero, upper, start, noise, monitor, plain_steps=_PLAIN_ANGLE_STEPS
+    ).point

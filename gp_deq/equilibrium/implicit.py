@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..differentiation import in_their_places, one_gradient_at_a_time, pull_back
 
 
 def implicit_root(
@@ -16,8 +18,8 @@ def implicit_root(
 
     Args:
         root: The roots, solved without a graph; each entry has its own equation.
-        function: Maps the roots and the parameters to values and slopes (by the root), both of the
-            shape of ``root`` and differentiable.
+        function: Maps the roots and the parameters to values and slopes (derivatives with respect
+            to the root), both of the shape of ``root`` and differentiable.
         *parameters: Tensors that broadcast with ``root``.
 
     Returns:
@@ -40,16 +42,16 @@ class _ImplicitRoot(torch.autograd.Function):
         return result
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        root, *parameters = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            root = root.detach()
+        solved, *parameters = ctx.saved_tensors
+        root, needed = _constant_unless_differentiated(solved), ctx.needs_input_grad[2:]
 
         def equation(*leaves: Tensor) -> tuple[Tensor, Tensor]:
             value, slope = ctx.function(root, *leaves)
             return value, -grad / slope
 
-        return None, None, *_pull_back(equation, parameters, ctx.needs_input_grad[2:])
+        return None, None, *in_their_places(pull_back(equation, parameters, needed), needed)
 
 
 def implicit_fixed_point(
@@ -89,50 +91,18 @@ class _ImplicitFixedPoint(torch.autograd.Function):
         return result
 
     @staticmethod
+    @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        point, *parameters = ctx.saved_tensors
-        adjoint = ctx.solve_adjoint(grad, point, *parameters)
-        if not torch.is_grad_enabled():
-            point = point.detach()
+        solved, *parameters = ctx.saved_tensors
+        point, needed = _constant_unless_differentiated(solved), ctx.needs_input_grad[3:]
+
+        adjoint = ctx.solve_adjoint(grad, solved, *parameters)
 
         def equation(*leaves: Tensor) -> tuple[Tensor, Tensor]:
             return ctx.layer(point, *leaves), adjoint
 
-        return None, None, None, *_pull_back(equation, parameters, ctx.needs_input_grad[3:])
+        return None, None, None, *in_their_places(pull_back(equation, parameters, needed), needed)
 
 
-def _pull_back(
-    equation: Callable[..., tuple[Tensor, Tensor]],
-    parameters: Sequence[Tensor],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """Gradients with respect to the parameters, themselves differentiable where grad is enabled.
-
-    Args:
-        equation: Maps parameters to a value and to the gradient that enters it.
-        parameters: Where to evaluate it.
-        needed: Which of them want a gradient; None is returned for the others.
-    """
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # aliases stop the differentiation at the function's own arguments
-        if differentiable:
-            leaves = [tensor.view_as(tensor) for tensor in parameters]
-        else:
-            leaves = [
-                tensor.detach().requires_grad_(need)
-                for tensor, need in zip(parameters, needed, strict=True)
-            ]
-        value, gradient = equation(*leaves)
-        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
-        found = iter(
-            torch.autograd.grad(
-                value,
-                wanted,
-                gradient,
-                create_graph=differentiable,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        )
-    return [next(found) if need else None for need in needed]
+def _constant_unless_differentiated(point: Tensor) -> Tensor:
+    return point if torch.is_grad_enabled() else point.detach()

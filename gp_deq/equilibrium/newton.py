@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import settings
-from .report import SolverMonitor
+from .monitor import SolverMonitor
+
+#: Maps points, and the accuracy that their step needs, to the values of the functions and their
+#: slopes, of the shape of the points; whatever it returns besides is handed on.
+Equation = Callable[[Tensor, float | None], Sequence[Tensor]]
+
+#: Steps after which one that is rounding is accepted: Newton's method has converged by then.
+_PATIENCE = 10
+
+
+class Root(NamedTuple):
+    """What Newton's iteration found.
+
+    Args:
+        point: The roots.
+        change: The last step towards them.
+        evaluation: What the equation returned before that step.
+    """
+
+    point: Tensor
+    change: Tensor
+    evaluation: Sequence[Tensor]
 
 
 def newton(
-    function: Callable[[Tensor], tuple[Tensor, Tensor]],
+    equation: Equation,
     start: Tensor,
     lower: Tensor,
     upper: Tensor,
     scale: Tensor,
     noise: float,
     monitor: SolverMonitor,
+    *,
     plain_steps: int = 0,
-) -> Tensor:
+    accuracies: Mapping[int, float] = MappingProxyType({}),
+) -> Root:
     """Roots of increasing functions, elementwise, without a graph.
 
     The bracket shrinks with each step, and a step that leaves it is replaced by a bisection, so
@@ -28,38 +53,43 @@ def newton(
     the tolerance.
 
     Args:
-        function: Maps points to values and slopes, all of the shape of ``start``.
+        equation: See :data:`Equation`.
         start: First points.
         lower: Lower ends of brackets of the roots.
         upper: Upper ends.
-        scale: What ``settings.solver_tolerance`` is relative to.
-        noise: Rounding level of the steps, also relative to ``scale``. After ten steps, steps
-            within it are accepted too.
-        monitor: Is told iterations and last steps.
+        scale: The tolerance ``settings.solver_tolerance`` is relative to it.
+        noise: Size of the steps that rounding makes, relative to ``scale`` too. After ten steps,
+            steps within it are accepted.
+        monitor: Is told the number of iterations and the last steps.
         plain_steps: Number of first steps that are only cut off at the ends of the bracket, which
             is cheaper and does for functions without another root there.
-
-    Returns:
-        The roots.
+        accuracies: The accuracies that some of the first steps need, by their number; they are not
+            the last ones. None, for rounding, is passed to ``equation`` in the other steps.
     """
     tolerance = settings.solver_tolerance.value(start.dtype)
     point = torch.minimum(torch.maximum(start, lower), upper)
-    limit, rounding = tolerance * scale, noise * scale
-    step, count = torch.zeros_like(point), 0
-    while count < settings.max_solver_iterations.value():
+    limit, count = tolerance * scale, 0
+    while True:
         count += 1
-        value, slope = function(point)
+        accuracy = accuracies.get(count)
+        evaluation = equation(point, accuracy)
+        value, slope = evaluation[:2]
+        # buffers are used again: to allocate one costs more than to compute what it holds
+        proposal = (value / slope).neg_().add_(point)
         if count <= plain_steps:
-            proposal = torch.minimum(torch.maximum(point - value / slope, lower), upper)
+            torch.minimum(torch.maximum(proposal, lower, out=proposal), upper, out=proposal)
         else:
             lower = torch.where(value <= 0, point, lower)
             upper = torch.where(value >= 0, point, upper)
-            proposal = point - value / slope
             inside = (proposal >= lower) & (proposal <= upper)
             proposal = torch.where(inside, proposal, (lower + upper) / 2)
-        step, point = (proposal - point).abs_(), proposal
-        if bool((step <= (limit if count < 10 else torch.maximum(limit, rounding))).all()):
+        change, point = torch.sub(proposal, point, out=point), proposal
+        if count == _PATIENCE:
+            limit = torch.maximum(limit, noise * scale)
+        # a step of low accuracy is never the last one
+        done = accuracy is None and bool((change.abs() <= limit).all())
+        if done or count >= settings.max_solver_iterations.value():
             break
-    accepted = tolerance if count < 10 else max(tolerance, noise)
-    monitor.record(count, step / scale.masked_fill(scale == 0, 1.0), accepted)
-    return point
+    accepted = tolerance if count < _PATIENCE else max(tolerance, noise)
+    monitor.record(count, change.abs() / scale.masked_fill(scale == 0, 1.0), accepted)
+    return Root(point, change, evaluation)

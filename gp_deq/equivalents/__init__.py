@@ -1,10 +1,10 @@
-r"""Shallow explicit networks and structured matrices in the place of a DEQ kernel.
+r"""Shallow explicit networks and structured matrices equivalent to a DEQ kernel.
 
 For inputs of many dimensions the equilibrium's kernel depends on its activation and weight variance
-through a few numbers alone [Ling2024]_. :func:`high_dimensional_coefficients` computes them,
-:class:`HighDimensionalDEQKernel` is the kernel with that matrix, :func:`match_explicit` designs a
-network of one or two layers that has the same numbers, and :func:`spectrum` says how far all this
-is from the exact kernel on given inputs.
+only through a few coefficients [Ling2024]_. :func:`high_dimensional_coefficients` computes them,
+:class:`HighDimensionalDEQKernel` is the kernel made of them, :func:`match_explicit` designs a
+network of one or two layers that has the same coefficients, and :func:`spectrum` compares all of
+these with the exact kernel on given inputs.
 
 Example:
     >>> import torch

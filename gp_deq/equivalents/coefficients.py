@@ -1,9 +1,10 @@
 r"""The few numbers through which a DEQ kernel depends on its activation in high dimension.
 
 For the equilibrium :math:`\Sigma = w\,G(\Sigma) + b` of inputs of a Gaussian mixture with many
-dimensions, a centred activation and no bias, Ling et al. (2024) [Ling2024]_ prove that kernel
-and tangent kernel tend in spectral norm to matrices with :math:`b`, its elementwise square and its
-diagonal in them, and some scalars. See the page "Explicit equivalents" of the documentation.
+dimensions, a centred activation and no bias, Ling et al. (2024) [Ling2024]_ prove that the kernel
+matrix and that of the tangent kernel tend in spectral norm to combinations of :math:`b`, its
+elementwise square and its diagonal, with some scalars as coefficients. See the page "Explicit
+equivalents" of the documentation.
 """
 
 from __future__ import annotations
@@ -16,28 +17,39 @@ import torch
 from torch import Tensor
 
 from .. import settings
-from ..activations import Activation, get_activation
-from ..activations.hermite import gaussian_quadrature, panel_halvings, value_and_slope
-from ..equilibrium import ConvergenceWarning, SolverMonitor, newton
-from ..equilibrium.implicit import implicit_root
+from ..activations import (
+    Activation,
+    gaussian_quadrature,
+    get_activation,
+    panel_halvings,
+    value_and_slope,
+)
+from ..equilibrium import ConvergenceWarning, SolverMonitor, implicit_root, newton
 from ..kernels import DEQNNGPKernel, DEQNTKKernel
 
-__all__ = ["HighDimensionalCoefficients", "Moments", "gaussian_moments"]
-__all__ += ["high_dimensional_coefficients"]
+__all__ = [
+    "GaussianMoments",
+    "HighDimensionalCoefficients",
+    "equilibrium_scale",
+    "gaussian_moments",
+    "high_dimensional_coefficients",
+]
 
 
-class Moments(NamedTuple):
-    r"""Gaussian expectations of an activation at :math:`\tau z`, each of the shape of ``tau``.
+class GaussianMoments(NamedTuple):
+    r"""Expectations of an activation at :math:`\tau z`, ``z`` standard normal.
 
-    With :math:`\tilde\varphi = \varphi - \operatorname E\varphi(\tau z)`:
+    Each has the shape of ``tau``; :math:`\tilde\varphi = \varphi - \operatorname E\varphi(\tau
+    z)`.
 
     Args:
-        mean: :math:`\operatorname E\varphi`.
-        variance: :math:`\operatorname E\tilde\varphi^2`.
-        slope: :math:`\operatorname E\varphi'`.
-        curvature: :math:`\operatorname E\varphi''`.
-        square_slope: :math:`\operatorname E\varphi'^2`.
-        square_curvature: :math:`\operatorname E(\tilde\varphi^2)''`.
+        mean: Mean of the activation, :math:`\operatorname E\varphi`.
+        variance: Its variance, :math:`\operatorname E\tilde\varphi^2`.
+        slope: Mean of its derivative, :math:`\operatorname E\varphi'`.
+        curvature: Mean of its second derivative, :math:`\operatorname E\varphi''`.
+        square_slope: Mean of its squared derivative, :math:`\operatorname E\varphi'^2`.
+        square_curvature: Mean of the second derivative of the centred square,
+            :math:`\operatorname E(\tilde\varphi^2)''`.
     """
 
     mean: Tensor
@@ -49,27 +61,31 @@ class Moments(NamedTuple):
 
     @property
     def g1(self) -> Tensor:
-        r""":math:`(\operatorname E\varphi')^2`."""
+        r"""Square of the mean derivative, :math:`(\operatorname E\varphi')^2`."""
         return self.slope.square()
 
     @property
     def g2(self) -> Tensor:
-        r""":math:`(\operatorname E\varphi'')^2`."""
+        r"""Square of the mean second derivative, :math:`(\operatorname E\varphi'')^2`."""
         return self.curvature.square()
 
 
-def gaussian_moments(activation: Activation, tau: Tensor) -> Moments:
-    r"""Expectations by quadrature, the derivatives of the activation by partial integration.
+def gaussian_moments(activation: Activation, tau: Tensor) -> GaussianMoments:
+    r"""Gaussian expectations of an activation and of its derivatives, by quadrature.
 
-    :math:`\operatorname E\varphi' = \operatorname E[z\varphi]/\tau`,
+    Partial integration gives :math:`\operatorname E\varphi' = \operatorname E[z\varphi]/\tau`,
     :math:`\operatorname E\varphi'' = \operatorname E[(z^2-1)\varphi]/\tau^2` and
     :math:`\operatorname E(\tilde\varphi^2)'' = \operatorname E[(z^2-1)\tilde\varphi^2]/\tau^2`, so
-    that a kink is no trouble.
+    the activation need not be differentiable everywhere.
 
     Args:
-        activation: Defined by its ``__call__``.
-        tau: Positive, of any shape. Curvatures lose digits where the activation is nearly linear at
-            its scale: with softplus all below 1e-8.
+        activation: The activation, as a function of the pre-activation.
+        tau: Positive scales of the pre-activation, of any shape. Second derivatives lose digits
+            where the activation is nearly linear at its scale: with softplus they lose all of them
+            below 1e-8.
+
+    Returns:
+        The expectations, each in the shape of ``tau``.
 
     Raises:
         ValueError: an expectation is not finite.
@@ -81,7 +97,7 @@ def gaussian_moments(activation: Activation, tau: Tensor) -> Moments:
     mean, first, second = (value @ table).unbind(-1)
     square = (value - mean.unsqueeze(-1)).square() @ table
     root2 = 2**0.5
-    moments = Moments(
+    moments = GaussianMoments(
         mean,
         square[..., 0],
         first / wide,
@@ -89,14 +105,14 @@ def gaussian_moments(activation: Activation, tau: Tensor) -> Moments:
         slope.square() @ table[:, 0],
         root2 * square[..., 2] / wide.square(),
     )
-    if not all(bool(moment.isfinite().all()) for moment in moments):
+    if not all(bool(value.isfinite().all()) for value in moments):
         largest = tau.max().item()
         raise ValueError(f"{activation!r} has an infinite Gaussian expectation up to {largest:g}.")
-    return Moments(*(moment.to(tau.dtype) for moment in moments))
+    return GaussianMoments(*(value.to(tau.dtype) for value in moments))
 
 
 class HighDimensionalCoefficients(NamedTuple):
-    r"""Scalars of the equivalents, in units of the injected covariance ``b``.
+    r"""Coefficients of the equivalents, for a matrix ``b`` of injected covariances.
 
     .. math::
         \bar G = \alpha_1 b + \alpha_2 \chi\chi^\top + \alpha_3 (b \circ b - D)
@@ -109,15 +125,16 @@ class HighDimensionalCoefficients(NamedTuple):
     Args:
         tau: Root of the variance of the pre-activations.
         gamma: Root of the variance of the centred activations.
-        alpha_1: Of ``b``.
-        alpha_2: Of :math:`\chi\chi^\top`.
-        alpha_3: Of ``b``'s square.
-        alpha_4: By what ``chi`` grows on its way into the pre-activations.
-        beta_1: Of ``b`` in the tangent kernel.
-        beta_2: Of :math:`\chi\chi^\top` there.
-        beta_3: Of ``b``'s square there.
-        kappa: In the place of ``gamma`` there.
-        input_variance: What ``b`` is a multiple of in `paper_scaling`.
+        alpha_1: Coefficient of ``b``.
+        alpha_2: Coefficient of :math:`\chi\chi^\top`.
+        alpha_3: Coefficient of the elementwise square of ``b``.
+        alpha_4: Derivative of the variance of the pre-activations with respect to :math:`b_{ii}`.
+        beta_1: Coefficient of ``b`` in the tangent kernel.
+        beta_2: Coefficient of :math:`\chi\chi^\top` in the tangent kernel.
+        beta_3: Coefficient of the elementwise square of ``b`` in the tangent kernel.
+        kappa: Root of the diagonal of the tangent kernel, in the place of ``gamma``.
+        input_variance: Factor :math:`\sigma_b^2` of :math:`b = \sigma_b^2 XX^\top`, which
+            `paper_scaling` moves into the coefficients.
     """
 
     tau: Tensor
@@ -133,10 +150,10 @@ class HighDimensionalCoefficients(NamedTuple):
     input_variance: Tensor
 
     def paper_scaling(self) -> HighDimensionalCoefficients:
-        r"""With respect to :math:`XX^\top` where :math:`b = \sigma_b^2 XX^\top`.
+        r"""The coefficients of :math:`XX^\top` instead of :math:`b = \sigma_b^2 XX^\top`.
 
-        :math:`\alpha_1, \alpha_4, \beta_1` times :math:`\sigma_b^2` and the others of the second
-        order times :math:`\sigma_b^4`.
+        :math:`\alpha_1, \alpha_4, \beta_1` are multiplied by :math:`\sigma_b^2`, the other
+        coefficients by :math:`\sigma_b^4`.
         """
         unit = self.input_variance
         return self._replace(
@@ -164,7 +181,7 @@ def high_dimensional_coefficients(
     r"""Solves the scalar equations of Ling et al. (2024), theorems 1 and 2.
 
     First :math:`\tau^2 = w \operatorname E\tilde\varphi^2(\tau z) + \sigma_b^2\tau_0^2`; the rest
-    is explicit, with the expectations of :class:`Moments`:
+    is explicit, with :class:`GaussianMoments`:
 
     .. math::
         \alpha_1 = \frac{g_1}{1 - w g_1}, \quad \alpha_4 = \frac1{1 - w g_4/2}, \quad
@@ -179,8 +196,8 @@ def high_dimensional_coefficients(
     Args:
         kernel_or_activation: A DEQ kernel, whose activation and weight variance are taken, or an
             activation by name, object or function.
-        weight_variance: :math:`w`; not for a kernel.
-        input_variance: :math:`\sigma_b^2`, of which ``b`` is a multiple.
+        weight_variance: Weight variance :math:`w`; None for a kernel, which has its own.
+        input_variance: Factor :math:`\sigma_b^2` of :math:`b = \sigma_b^2 XX^\top`.
         tau0: Root of the mean squared norm of an input, so that :math:`\beta_0 = \sigma_b^2
             \tau_0^2`.
 
@@ -207,8 +224,8 @@ def high_dimensional_coefficients(
         if weight_variance is None:
             raise ValueError("Give a weight variance for the activation.")
         activation = get_activation(kernel_or_activation)
-        given = isinstance(weight_variance, Tensor)
-        weight = torch.as_tensor(weight_variance, dtype=None if given else torch.float64)
+        floating = isinstance(weight_variance, Tensor) and weight_variance.is_floating_point()
+        weight = torch.as_tensor(weight_variance, dtype=None if floating else torch.float64)
     if weight.numel() != 1:
         raise ValueError("Give one weight variance, or one kernel, and not a batch of them.")
     weight = weight.reshape(())
@@ -251,15 +268,19 @@ def high_dimensional_coefficients(
 def equilibrium_scale(
     activation: Activation, weight: Tensor, injected: Tensor, constant: Tensor | None = None
 ) -> Tensor:
-    r"""Root of the variance of the pre-activations, :math:`\tau`.
+    r"""Standard deviation :math:`\tau` of the pre-activations.
 
-    :math:`\tau^2 = w \operatorname E(\varphi(\tau z) - c)^2 + b`, by Newton's method in a bracket.
+    It solves :math:`\tau^2 = w \operatorname E(\varphi(\tau z) - c)^2 + b`, by Newton's method in a
+    bracket.
 
     Args:
         activation: The activation.
-        weight: ``w``, a scalar.
-        injected: ``b``, of any shape.
-        constant: ``c``, a scalar. Default: the mean of the activation at :math:`\tau`.
+        weight: Weight variance ``w``, a scalar.
+        injected: Injected variances ``b``, of any shape.
+        constant: Constant ``c``, a scalar. Default: the mean of the activation at :math:`\tau`.
+
+    Returns:
+        The standard deviations, of the shape of ``injected``.
 
     Warns:
         ConvergenceWarning: the step did not come below the tolerance.
@@ -270,27 +291,29 @@ def equilibrium_scale(
         v: Tensor, weight: Tensor, injected: Tensor, constant: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         moments = gaussian_moments(activation, v.sqrt())
-        # the derivative of a Gaussian expectation by its variance is half that of the second
-        # derivative; a mean that is subtracted at each v anew does not show in the first order
-        square, bend = moments.variance, moments.square_curvature / 2
+        # the derivative of a Gaussian expectation with respect to its variance is half the
+        # expectation of the second derivative (Price's theorem); that of the mean drops out where
+        # the mean itself is subtracted
+        square, slope = moments.variance, moments.square_curvature / 2
         if constant is not None:
             offset = moments.mean - constant
-            square, bend = square + offset.square(), bend + offset * moments.curvature
-        return v - weight * square - injected, 1 - weight * bend
+            square, slope = square + offset.square(), slope + offset * moments.curvature
+        return v - weight * square - injected, 1 - weight * slope
 
     with torch.no_grad():
         lower, upper = injected.clone(), 2 * injected
         while bool((short := excess(upper, *parameters)[0] < 0).any()):
             lower, upper = torch.where(short, upper, lower), torch.where(short, 2 * upper, upper)
+        # the expectations are sums over 500 to 900 nodes, right to about 16 eps
         root = newton(
-            lambda v: excess(v, *parameters),
+            lambda v, _: excess(v, *parameters),
             upper,
             lower,
             upper,
             upper,
             16 * torch.finfo(upper.dtype).eps,
             monitor := SolverMonitor(),
-        )
+        ).point
     report = monitor.report()
     if not report.converged and settings.warn_not_converged.value():
         warnings.warn(

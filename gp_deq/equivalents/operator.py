@@ -22,7 +22,7 @@ __all__ = ["EquivalentLinearOperator"]
 
 
 class _Side(NamedTuple):
-    """What the operator knows of its rows, or of its columns."""
+    """Factors of the terms of the operator for its rows, or for its columns."""
 
     root: Tensor
     z: Tensor
@@ -43,23 +43,24 @@ class EquivalentLinearOperator(LinearOperator):
     operations (see :mod:`gp_deq.equivalents.squared_gram`). A positive factor or a diagonal, such
     as that of a likelihood's noise, leaves the structure as it is.
 
-    GPyTorch solves with it by preconditioned conjugate gradients where Cholesky's factorization is
-    too much. The preconditioner has the first term exactly, and of the second its diagonal and its
-    share in the directions in which it is largest: ``gpytorch.settings.max_preconditioner_size`` of
-    them. Products are differentiable once; :meth:`to_dense` any number of times.
+    For matrices beyond ``gpytorch.settings.max_cholesky_size`` GPyTorch solves with it by
+    preconditioned conjugate gradients. The preconditioner has the first term exactly and of the
+    second term its diagonal and its part along the ``gpytorch.settings.max_preconditioner_size``
+    directions in which it is largest. Products are differentiable once, :meth:`to_dense` any number
+    of times.
 
     Args:
-        root1: :math:`A_1`, ``... x n x k``.
-        z1: :math:`Z_1`, ``... x n x d``.
-        weight1: :math:`q_1`, ``... x n x 1``.
-        nugget1: :math:`\delta`, equal for equal keys, ``... x n x 1``.
-        key1: Integers that are equal for identical inputs only, ``... x n x 1``.
-        root2: The same of the columns, ``... x m x k``.
-        z2: ``... x m x d``.
-        weight2: ``... x m x 1``.
-        nugget2: ``... x m x 1``.
-        key2: ``... x m x 1``.
-        noise: :math:`\nu`, ``... x n``. Default: none.
+        root1: Factor :math:`A_1` of the first term, ``... x n x k``.
+        z1: Factor :math:`Z_1` of the squared Gram matrix, ``... x n x d``.
+        weight1: Weights :math:`q_1` of its rows, ``... x n x 1``.
+        nugget1: Nuggets :math:`\delta` of the rows, equal for equal keys, ``... x n x 1``.
+        key1: Integers of the rows that are equal for identical inputs only, ``... x n x 1``.
+        root2: Factor :math:`A_2` of the first term, ``... x m x k``.
+        z2: Factor :math:`Z_2` of the squared Gram matrix, ``... x m x d``.
+        weight2: Weights :math:`q_2` of its columns, ``... x m x 1``.
+        nugget2: Nuggets :math:`\delta'` of the columns, ``... x m x 1``.
+        key2: Integers of the columns, as ``key1``, ``... x m x 1``.
+        noise: Diagonal :math:`\nu`, ``... x n``. Default: none.
 
     Example:
         >>> z, ones, key = torch.eye(2), torch.ones(2, 1), torch.arange(2).unsqueeze(-1)
@@ -101,6 +102,7 @@ class EquivalentLinearOperator(LinearOperator):
         linear = rows.root @ (columns.root.mT @ rhs)
         square = rows.weight * squared_gram_matmul(rows.z, columns.z, columns.weight * rhs)
         weighted = columns.nugget * rhs
+        # the nuggets of rows and of columns in one sorting of the keys
         both = torch.cat([rhs.expand_as(weighted), weighted], -1)
         equals, weighted = _sum_of_equals(rows.key, columns.key, both).tensor_split(2, -1)
         value = linear + square + (rows.nugget * equals + weighted) / 2
@@ -130,7 +132,7 @@ class EquivalentLinearOperator(LinearOperator):
         if not bool((factor > 0).all()):
             return super()._mul_constant(other)
         factor = factor.expand(self.batch_shape)[..., None, None]
-        half = factor.sqrt()
+        half = factor.sqrt()  # the factors of rows and columns are multiplied with each other
         rows, columns = (
             side._replace(
                 root=half * side.root, weight=half * side.weight, nugget=factor * side.nugget
@@ -149,8 +151,11 @@ class EquivalentLinearOperator(LinearOperator):
         """The operator with a diagonal added.
 
         Args:
-            diag: ``... x n``, ``... x 1``, or a scalar, with no more batch dimensions than the
-                operator.
+            diag: Diagonal, ``... x n``, ``... x 1``, or a scalar, with no more batch dimensions
+                than the operator.
+
+        Returns:
+            An operator of the same structure.
 
         Raises:
             RuntimeError: the operator is not square.
@@ -164,21 +169,24 @@ class EquivalentLinearOperator(LinearOperator):
         self,
     ) -> tuple[Callable[[Tensor], Tensor] | None, LinearOperator | None, Tensor | None]:
         size, (count, dims) = settings.max_preconditioner_size.value(), self.rows.z.shape[-2:]
-        # of a rank near that of the matrix it would cost more than it saves
+        # the first term has rank d or d + 1: a preconditioner of half the rank of the matrix or
+        # more costs more than the iterations that it saves
         if size == 0 or count < max(settings.min_preconditioning_size.value(), 2 * dims):
             return None, None, None
         root = self._preconditioner_root(size)
         diagonal = self._diagonal()
+        # without noise the remaining diagonal can be zero, or negative by rounding; with sqrt(eps)
+        # of the mean diagonal the preconditioner is positive definite and keeps half of the digits
         least = torch.finfo(diagonal.dtype).eps ** 0.5 * diagonal.mean(-1, keepdim=True)
         rest = torch.maximum(diagonal - root.square().sum(-1), least)
         factors = LowRankRootLinearOperator(root), DiagLinearOperator(rest)
         solver = LowRankRootAddedDiagLinearOperator(*factors)
         logdet = solver.logdet()
-        # a sum has samples and derivatives by its parts
+        # GPyTorch draws samples of it and differentiates it, which a sum does by its terms
         return solver.detach().solve, PsdSumLinearOperator(*factors), logdet
 
     def _preconditioner_root(self, size: int) -> Tensor:
-        r"""``L`` with :math:`LL^\top` near the operator less a diagonal.
+        r"""Factor ``L`` of an approximation :math:`LL^\top` of the operator less a diagonal.
 
         The quadratic term is the Gram matrix of the features :math:`q zz^\top`. In the basis of the
         eigenvectors of :math:`Z^\top Z`, with eigenvalues :math:`\lambda`, the features are largest
@@ -211,7 +219,7 @@ class EquivalentLinearOperator(LinearOperator):
 
 
 def _sum_of_equals(key1: Tensor, key2: Tensor, vectors: Tensor) -> Tensor:
-    """For each row the sum of the vectors' entries whose columns have its key."""
+    """For each row the sum of the vectors' entries at the columns that have the key of the row."""
     batch = torch.broadcast_shapes(key1.shape[:-2], vectors.shape[:-2])
     if not batch:
         keys, index = torch.unique(torch.cat([key1, key2]), return_inverse=True)

@@ -14,7 +14,11 @@ from ..kernels import DEQNNGPKernel, DEQNTKKernel
 from .centered import Centered
 from .coefficients import gaussian_moments
 from .explicit import ExplicitNetwork, match_explicit
-from .kernel import HighDimensionalDEQKernel, equivalent_kernel, with_hyperparameters
+from .kernel import (
+    HighDimensionalDEQKernel,
+    equivalent_kernel,
+    with_hyperparameters,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,17 +28,19 @@ __all__ = ["Spectrum", "centered_kernel", "spectrum"]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues of three matrices, and how far these are from one another.
+    """Eigenvalues of a DEQ kernel's matrix and of its equivalents', and their distances.
 
     Args:
-        exact: Of the DEQ kernel with a centred activation, ``n``, falling.
-        equivalent: Of its high-dimensional equivalent.
-        explicit: Of the matched network's kernel; None if there is no exact match.
+        exact: Eigenvalues of the DEQ kernel with a centred activation, ``n``, decreasing.
+        equivalent: Eigenvalues of its high-dimensional equivalent, ``n``, decreasing.
+        explicit: Eigenvalues of the matched network's kernel, ``n``, decreasing; None if there is
+            no exact match.
         norm: Largest eigenvalue of the exact matrix.
-        equivalent_error: Spectral norm of the difference of exact matrix and equivalent.
-        explicit_error: That of exact matrix and matched network; NaN without a match.
-        network: The match, if there is one.
-        reason: Why there is none.
+        equivalent_error: Spectral norm of the difference of the exact matrix and the equivalent.
+        explicit_error: Spectral norm of the difference of the exact matrix and that of the matched
+            network; NaN without a match.
+        network: Matched network; None if there is no exact match.
+        reason: Reason why there is no match; empty if there is one.
     """
 
     exact: Tensor
@@ -47,10 +53,10 @@ class Spectrum:
     reason: str
 
     def draw(self, axes: Axes) -> None:
-        """Eigenvalues by rank, on logarithmic axes.
+        """Draw the eigenvalues by rank, on logarithmic axes.
 
         Args:
-            axes: Drawn into.
+            axes: Axes of matplotlib to draw into.
         """
         rank = range(1, len(self.exact) + 1)
         axes.loglog(rank, self.exact, color="black", linewidth=2.5, label="equilibrium")
@@ -66,15 +72,18 @@ class Spectrum:
 def centered_kernel(
     kernel: DEQNNGPKernel | DEQNTKKernel, reference: Tensor
 ) -> DEQNNGPKernel | DEQNTKKernel:
-    r"""The kernel that the equivalents are equivalents of.
+    r"""The DEQ kernel with a centred activation, which the equivalents approximate.
 
-    It has the hyperparameters of a DEQ kernel, :math:`\varphi - \operatorname E\varphi(\tau z)` in
-    the place of its activation, and no bias. The constant stays as it is when hyperparameters are
-    changed.
+    It has the hyperparameters of the given kernel, :math:`\varphi - \operatorname E\varphi(\tau z)`
+    in the place of its activation, and no bias. The constant stays as it is when hyperparameters
+    are changed.
 
     Args:
-        kernel: The kernel, a covariance or a tangent kernel of the recurrent weights.
-        reference: Inputs, ``n x d``, for :math:`\tau`.
+        kernel: DEQ-NNGP kernel, or DEQ-NTK kernel of the recurrent weights.
+        reference: Inputs, ``n x d``, from whose mean injected variance :math:`\tau` is computed.
+
+    Returns:
+        The centred kernel, of the same class.
 
     Raises:
         TypeError: the kernel is of another class.
@@ -99,17 +108,18 @@ def spectrum(kernel: DEQNNGPKernel | DEQNTKKernel, X: Tensor) -> Spectrum:
     """Compare a DEQ kernel with its equivalents on some inputs.
 
     Args:
-        kernel: A covariance, or a tangent kernel of the recurrent weights, for which no network is
-            matched; its bias is left out, and its activation centred.
+        kernel: DEQ-NNGP kernel, or DEQ-NTK kernel of the recurrent weights, for which no network is
+            matched. Its bias is left out, and its activation centred.
         X: Inputs, ``n x d``.
 
     Returns:
-        The eigenvalues, in order, and the distances.
+        The eigenvalues, in decreasing order, and the distances.
 
     Raises:
         TypeError: the kernel is of another class.
         ValueError: the kernel is a tangent kernel of other weights, or a batch of kernels.
     """
+    X = X if X.is_floating_point() else X.to(kernel.dtype)
     equivalent = equivalent_kernel(kernel, X)
     network, reason = None, "Networks are matched to covariances, not to tangent kernels."
     if isinstance(kernel, DEQNNGPKernel):

@@ -6,8 +6,9 @@ so that
 .. math::
     (Q v)_i = z_i^\top M(v)\, z_i, \qquad M(v) = Z_2^\top\mathrm{diag}(v) Z_2,
 
-in :math:`O(n d^2)` operations for each vector, against :math:`O(n^2 d)` by way of the matrix. Where
-there are fewer inputs than :math:`2d` for each vector the latter is less, some rows at a time.
+in :math:`O(n d^2)` operations for each vector. For :math:`t` vectors these are :math:`2nd^2t`
+multiplications, against :math:`n^2d` by way of :math:`Q`. With fewer than :math:`2dt` inputs
+:math:`Q` is therefore formed, some rows at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from torch import Tensor
 
 __all__ = ["squared_gram_matmul"]
 
-#: Entries of a block's largest matrix: 8 MB in double precision.
+#: Entries of a block's largest matrix, 8 MB in double precision. Measured on one core, with n =
+#: 20,000, d = 50 and n = 3,000, d = 400, times vary by less than 1.6 from 2**18 to 2**20 and grow
+#: by up to 2 above; memory is the reason to have blocks at all.
 _BLOCK = 2**20
 
 
@@ -28,12 +31,12 @@ def squared_gram_matmul(z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
     r"""Product :math:`(Z_1 Z_2^\top)^{\circ 2} V`, differentiable once.
 
     Args:
-        z1: ``... x n x d``.
-        z2: ``... x m x d``.
-        vectors: ``V``, ``... x m x t``.
+        z1: Rows of :math:`Z_1`, ``... x n x d``.
+        z2: Rows of :math:`Z_2`, ``... x m x d``.
+        vectors: Vectors as columns of ``V``, ``... x m x t``.
 
     Returns:
-        ``... x n x t``.
+        The products, ``... x n x t``.
 
     Example:
         >>> z, v = torch.eye(3), torch.ones(3, 1)
@@ -63,7 +66,7 @@ class _SquaredGramMatmul(torch.autograd.Function):
 
 def _product(z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
     """``Q V``."""
-    if _few(z2, vectors):
+    if _few_inputs(z2, vectors):
         parts = [(z1[..., rows, :] @ z2.mT).square() @ vectors for rows in _rows(z1, z2.shape[-2])]
         return torch.cat(parts, -2)
     parts = [(images * z1[..., rows, None, :]).sum(-1) for rows, images in _images(z1, z2, vectors)]
@@ -72,7 +75,7 @@ def _product(z1: Tensor, z2: Tensor, vectors: Tensor) -> Tensor:
 
 def _weighted(z1: Tensor, z2: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """``((Z1 Z2^T) * (L R^T)) Z2``."""
-    if _few(z2, right):
+    if _few_inputs(z2, right):
         parts = [
             ((z1[..., rows, :] @ z2.mT) * (left[..., rows, :] @ right.mT)) @ z2
             for rows in _rows(z1, z2.shape[-2])
@@ -84,24 +87,25 @@ def _weighted(z1: Tensor, z2: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return torch.cat(parts, -2)
 
 
-def _few(z2: Tensor, vectors: Tensor) -> bool:
+def _few_inputs(z2: Tensor, vectors: Tensor) -> bool:
+    """Whether forming the matrix, some rows at a time, takes fewer operations."""
     return z2.shape[-2] <= 2 * z2.shape[-1] * vectors.shape[-1]
 
 
 def _images(z1: Tensor, z2: Tensor, vectors: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """``M(v) z`` of all vectors, ``... x rows x t x d``, for some rows of ``z1`` at a time."""
     dims, count = z2.shape[-1], vectors.shape[-1]
-    moments: Tensor | float = 0.0
+    weighted_gram: Tensor | float = 0.0
     for rows in _rows(z2, dims * count):
         weighted = (vectors[..., rows, :, None] * z2[..., rows, None, :]).flatten(-2)
-        moments = moments + z2[..., rows, :].mT @ weighted
-    assert isinstance(moments, Tensor)
+        weighted_gram = weighted_gram + z2[..., rows, :].mT @ weighted
+    assert isinstance(weighted_gram, Tensor)
     for rows in _rows(z1, dims * count):
-        yield rows, (z1[..., rows, :] @ moments).unflatten(-1, (count, dims))
+        yield rows, (z1[..., rows, :] @ weighted_gram).unflatten(-1, (count, dims))
 
 
 def _rows(z: Tensor, width: int) -> Iterator[slice]:
-    """Blocks of rows, of which a matrix of the given width is held."""
+    """Blocks of rows such that a matrix with one row of ``width`` entries each fits a block."""
     size = max(1, _BLOCK // max(1, width))
     return (slice(start, start + size) for start in range(0, max(1, z.shape[-2]), size))
 

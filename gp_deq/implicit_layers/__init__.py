@@ -1,7 +1,6 @@
 """Layers that solve a kernel generalised linear model in their forward pass."""
 
-from .deq_layer import ConvDEQLayer, DEQLayer
-from .exponential_family import (
+from ..activations import (
     Bernoulli,
     Binomial,
     ContinuousBernoulli,
@@ -11,13 +10,17 @@ from .exponential_family import (
     SignedBernoulli,
     get_family,
 )
+from .autocast import without_autocast
+from .deq_layer import ConvDEQLayer, DEQLayer
 from .kernel_glm import GLMWeights, KernelGLM
+from .map_solver import Curvature, check_covariance, check_data, check_new_inputs, most_probable
 
 __all__ = [
     "Bernoulli",
     "Binomial",
     "ContinuousBernoulli",
     "ConvDEQLayer",
+    "Curvature",
     "DEQLayer",
     "ExponentialFamily",
     "GLMWeights",
@@ -25,5 +28,10 @@ __all__ = [
     "KernelGLM",
     "Poisson",
     "SignedBernoulli",
+    "check_covariance",
+    "check_data",
+    "check_new_inputs",
     "get_family",
+    "most_probable",
+    "without_autocast",
 ]

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from .. import settings
-from ..activations import Activation, get_activation
-from ..equilibrium.anderson import anderson
-from ..equilibrium.layer_equilibrium import layer_equilibrium
-from ..equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
-from .exponential_family import ExponentialFamily
+from ..activations import Activation, ExponentialFamily, get_activation
+from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
+from .anderson import anderson
+from .autocast import without_autocast
 from .kernel_glm import KernelGLM
+from .layer_equilibrium import layer_equilibrium
 from .map_solver import check_covariance
 from .well_posed import RecurrentWeight, well_posed
 
 __all__ = ["ConvDEQLayer", "DEQLayer"]
 
+# relative residuals; 1e-5 is 80 times the rounding of float32
 _TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
@@ -32,7 +33,7 @@ class _EquilibriumLayer(nn.Module):
     solver_report: SolverReport | None = None
     #: Record of the last adjoint solve.
     adjoint_report: SolverReport | None = None
-    #: Trailing dimensions that belong to one problem.
+    #: Number of trailing dimensions that belong to one problem.
     _dims = 1
 
     def __init__(
@@ -74,12 +75,16 @@ class _EquilibriumLayer(nn.Module):
         """The weight that multiplies the equilibrium: ``recurrent.weight``, held within bounds.
 
         Args:
-            x: As for :meth:`forward`; of a convolution the bounds depend on its size.
+            x: As for :meth:`forward`; the bounds of a convolution depend on its height and width.
         """
         raise NotImplementedError
 
+    @without_autocast
     def forward(self, x: Tensor) -> Tensor:
         """The equilibrium.
+
+        Under ``torch.autocast`` it is computed and returned in the dtype of the parameters, as
+        torch does for softmax and layer norms, and inputs in half precision become float32.
 
         Args:
             x: ``... x in_features``, or images ``... x in_channels x height x width``.
@@ -143,7 +148,7 @@ class _EquilibriumLayer(nn.Module):
         return point.reshape(shape), report
 
     def _nondecreasing(self) -> bool:
-        """On a grid from -30 to 30, to rounding."""
+        """Whether the activation is nondecreasing on a grid from -30 to 30, to rounding."""
         grid = torch.linspace(-30, 30, 6001, dtype=torch.float64)
         return bool((self.phi(grid).diff() >= -1e-12).all())
 
@@ -162,9 +167,9 @@ class DEQLayer(_EquilibriumLayer):
         in_features: Size of the input.
         out_features: Size of the equilibrium.
         activation: Name, :class:`~gp_deq.activations.Activation` or torch function with a Lipschitz
-            constant, or an :class:`ExponentialFamily`, whose mean it is then.
+            constant, or an :class:`~gp_deq.activations.ExponentialFamily`, whose mean it is then.
         bias: Whether to learn :math:`b`.
-        tolerance: Of the residual, relative to the size of the equilibrium. Default: 1e-10 in
+        tolerance: Bound on the residual relative to the size of the equilibrium. Default: 1e-10 in
             float64, 1e-5 in float32.
         max_iterations: Evaluations of the layer at most.
 
@@ -394,11 +399,11 @@ class ConvDEQLayer(_EquilibriumLayer):
         """See :func:`~gp_deq.implicit_layers.well_posed.well_posed`.
 
         Args:
-            x: Images, of which the height and width matter.
+            x: Images; only their height and width matter.
         """
         conv = self.recurrent
         assert isinstance(conv, nn.Conv2d)
-        # padded by zeros an image is a part of a torus that is larger by what the filter reaches
+        # an image padded by zeros is a part of a torus that is larger by the reach of the filter
         margin = 0 if conv.padding_mode == "circular" else conv.kernel_size[0] - 1
         grid = (x.shape[-2] + margin, x.shape[-1] + margin)
         return well_posed(conv.weight, self.activation.lipschitz, self._monotone, grid)

@@ -13,8 +13,9 @@ from gpytorch.priors import Prior
 from torch import Tensor
 
 from .. import settings
-from ..equilibrium.report import ConvergenceWarning, SolverMonitor, SolverReport
-from .exponential_family import ExponentialFamily, get_family
+from ..activations import ExponentialFamily, get_family
+from ..equilibrium import ConvergenceWarning, SolverMonitor, SolverReport
+from .autocast import without_autocast
 from .map_solver import (
     attach,
     check_covariance,
@@ -62,7 +63,7 @@ class KernelGLM(gpytorch.Module):
 
     Args:
         kernel: Any GPyTorch kernel.
-        family: Name or :class:`ExponentialFamily` of the targets.
+        family: Name or :class:`~gp_deq.activations.ExponentialFamily` of the targets.
         regularization: :math:`\lambda`, positive; a hyperparameter.
         solver: "newton" converges for every regularization; "plain" is the iteration above, from
             :math:`z = 0`.
@@ -101,8 +102,8 @@ class KernelGLM(gpytorch.Module):
         self.kernel = kernel
         self.family = get_family(family)
         self.solver = solver
-        # in double precision, whatever the data are: 0.1 must stay 0.1, and a tensor without
-        # dimensions promotes no others
+        # in float64, whatever the dtype of the data: 0.1 must stay 0.1, and a tensor without
+        # dimensions does not change the dtype of others
         raw = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
         self.register_parameter("raw_regularization", raw)
         self.register_constraint("raw_regularization", regularization_constraint or Positive())
@@ -150,13 +151,14 @@ class KernelGLM(gpytorch.Module):
         """
         return self.family.mean(self.natural_parameters(X, Y, X_new))
 
+    @without_autocast
     def natural_parameters(self, X: Tensor, Y: Tensor, X_new: Tensor | None = None) -> Tensor:
-        """The arguments of the activation whose values are :meth:`forward`'s.
+        """The natural parameters, from which the activation makes the means of :meth:`forward`.
 
         Args:
-            X: As there.
-            Y: As there.
-            X_new: As there.
+            X: As for :meth:`forward`.
+            Y: As for :meth:`forward`.
+            X_new: As for :meth:`forward`.
         """
         check_data(X, Y)
         if X_new is not None:
@@ -172,13 +174,14 @@ class KernelGLM(gpytorch.Module):
             with torch.no_grad():
                 eta = self._iterate(covariance, statistic, monitor)
             eta = attach(eta, covariance, statistic, self.family, torch.zeros_like(eta))
-        self._report(monitor, covariance)
+        self._record(monitor, covariance)
         if X_new is None:
             return eta
         residual = (statistic - self.family.mean(eta)).unsqueeze(-1)
         cross = self.kernel(X_new, X).to_dense() / self.regularization
         return (cross @ residual).squeeze(-1)
 
+    @without_autocast
     def weights(self, X: Tensor, X_new: Tensor | None = None) -> GLMWeights:
         """The linear maps of the equilibrium.
 
@@ -193,7 +196,7 @@ class KernelGLM(gpytorch.Module):
         return GLMWeights(-matrix, matrix, -cross, cross)
 
     def _iterate(self, covariance: Tensor, statistic: Tensor, monitor: SolverMonitor) -> Tensor:
-        """The plain iteration."""
+        """The plain iteration, from z = 0; its last natural parameters."""
         tolerance = settings.solver_tolerance.value(statistic.dtype)
         mean = torch.zeros_like(statistic)
         if not mean.numel():
@@ -209,7 +212,7 @@ class KernelGLM(gpytorch.Module):
         monitor.record(count, residual, tolerance)
         return eta
 
-    def _report(self, monitor: SolverMonitor, covariance: Tensor) -> None:
+    def _record(self, monitor: SolverMonitor, covariance: Tensor) -> None:
         self.solver_report = report = monitor.report()
         if report.converged or not settings.warn_not_converged.value():
             return
@@ -224,5 +227,5 @@ class KernelGLM(gpytorch.Module):
             f"KernelGLM ({self.family!r}, solver {self.solver!r}) did not converge in "
             f"{report.iterations} iterations: residual {report.residual:.1e}. {advice}.",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -18,10 +18,10 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 from .. import settings
-from ..equilibrium.implicit import implicit_fixed_point
-from ..equilibrium.report import SolverMonitor
-from .exponential_family import ExponentialFamily
+from ..activations import ExponentialFamily
+from ..equilibrium import SolverMonitor, implicit_fixed_point
 
+#: Halvings of a Newton step at most; 60 of them leave 1e-18 of it, which is below rounding.
 _HALVINGS = 60
 
 
@@ -38,12 +38,12 @@ class Curvature(NamedTuple):
 
     @classmethod
     def at(cls, eta: Tensor, covariance: Tensor, family: ExponentialFamily) -> Curvature:
-        """Those at some natural parameters.
+        """The factors at given natural parameters.
 
         Args:
-            eta: ``... x n``.
+            eta: Natural parameters, ``... x n``.
             covariance: ``K``, ``... x n x n``.
-            family: Of the targets.
+            family: Family of the targets.
 
         Raises:
             NotPSDError: the covariance is not positive semi-definite.
@@ -78,7 +78,7 @@ _INDEFINITE = (
 
 
 def check_covariance(covariance: Tensor) -> None:
-    """Refuse what is not a covariance matrix.
+    """Raises an error for a matrix that is not a covariance matrix.
 
     Args:
         covariance: ``... x n x n``.
@@ -95,7 +95,7 @@ def check_covariance(covariance: Tensor) -> None:
         raise NanError("The kernel matrix has NaN or infinite entries.")
     if not matrix.numel():
         return
-    # stationary kernels expand squares of distances and lose more than rounding
+    # GPyTorch's stationary kernels expand squared distances, which loses more than rounding
     rounding = max(10 * n * torch.finfo(matrix.dtype).eps, cholesky_jitter.value(matrix.dtype))
     level = matrix.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
     if bool(((matrix - matrix.mT).abs() > rounding * level).any()):
@@ -109,7 +109,7 @@ def check_covariance(covariance: Tensor) -> None:
 
 
 def check_data(X: Tensor, Y: Tensor) -> None:
-    """Refuse inputs and targets that do not go together.
+    """Raises an error for inputs and targets that do not go together.
 
     Args:
         X: Inputs, ``... x n x d``.
@@ -137,7 +137,7 @@ def check_data(X: Tensor, Y: Tensor) -> None:
 
 
 def check_new_inputs(X_new: Tensor, X: Tensor) -> None:
-    """Refuse inputs to predict at that do not go with those of the data.
+    """Raises an error for new inputs that do not go with the inputs of the data.
 
     Args:
         X_new: ``... x m x d``.
@@ -180,9 +180,9 @@ def most_probable(
     Args:
         covariance: ``K``, ``... x n x n``, positive semi-definite.
         statistic: ``T``, ``... x n``.
-        family: Of the targets.
-        monitor: Is told iterations and the last step or what rounding hides, relative to
-            ``1 + max |f|``.
+        family: Family of the targets.
+        monitor: Records the iterations and the last step, or its rounding error if that is larger,
+            relative to ``1 + max |f|``.
         offset: ``m``, of a shape that broadcasts with ``T``; None for zero.
         start: First :math:`\alpha`, ``... x n``, such as that of a similar problem, where it is
             better than starts from the prior's mean and from the targets.
@@ -207,10 +207,13 @@ def attach(
 
     Args:
         eta: The minimum, ``... x n``.
-        covariance: As for :func:`most_probable`.
-        statistic: As there.
-        family: As there.
-        offset: As there.
+        covariance: ``K``, ``... x n x n``.
+        statistic: ``T``, ``... x n``.
+        family: Family of the targets.
+        offset: ``m``, of a shape that broadcasts with ``T``.
+
+    Returns:
+        The same natural parameters, differentiable with respect to the three tensors.
     """
 
     def layer(eta: Tensor, covariance: Tensor, statistic: Tensor, offset: Tensor) -> Tensor:
@@ -253,7 +256,8 @@ def _newton(
         excess = eta - offset - (covariance @ gradient.unsqueeze(-1)).squeeze(-1)
         return gradient + curvature.solve(excess.unsqueeze(-1)).squeeze(-1)
 
-    # the best of the prior's mean, a step from parameters that suit the targets, and what was given
+    # start from the best of the prior's mean, a step from parameters that suit the targets, and the
+    # start that was given
     alpha, eta = torch.zeros_like(statistic), offset.clone()
     value, rounding = objective(alpha, eta)
     candidates = [proposal_from(family.likely_parameter(statistic))] if eta.numel() else []
@@ -282,11 +286,11 @@ def _newton(
                 break
             length = torch.where(accepted, length, length / 2)
         alpha, eta, value, rounding = new_alpha, new_eta, new_value, new_rounding
-        # what the sums in K alpha lose
+        # rounding error of the sums in K alpha
         noise = eps * (covariance.abs() @ proposal.abs().unsqueeze(-1)).squeeze(-1).amax(-1)
         size, scale = step.abs().amax(-1), 1 + reached.abs().amax(-1)
         relative = (torch.maximum(size, noise) / scale).nan_to_num(torch.inf, torch.inf)
-        # smaller than rounding, or as small as rounding lets it become
+        # the step is below rounding, or full steps have stopped to shrink
         settled = (size <= noise) | ((size > last / 2) & (length == 1))
         last = size
         limit = torch.where(settled, loose, tolerance) if count > 10 else tolerance

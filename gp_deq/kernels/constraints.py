@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-from gpytorch.constraints import GreaterThan, Interval
+from gpytorch.constraints import GreaterThan, Interval, Positive
 from torch import Tensor
 
 #: Relative distance that a weight variance keeps from its critical value, four units in the last
@@ -87,3 +88,83 @@ class NonNegative(GreaterThan):
     def inverse_transform(self, transformed_tensor: Tensor) -> Tensor:
         """Raw value of a parameter."""
         return torch.clamp_min(super().inverse_transform(transformed_tensor), self._RAW_ZERO)
+
+
+class Region(NamedTuple):
+    """The values that a hyperparameter may have.
+
+    Args:
+        lower: Lower end.
+        upper: Upper end.
+        closed: Whether the ends belong to it.
+        constraint: The constraint that keeps to it by default.
+        note: The region in words, for messages.
+    """
+
+    lower: float
+    upper: float
+    closed: bool
+    constraint: Interval
+    note: str
+
+    @classmethod
+    def of(cls, constraint: Interval) -> Region:
+        """The values that a constraint admits."""
+        lower, upper = float(constraint.lower_bound.min()), float(constraint.upper_bound.max())
+        return cls(lower, upper, True, constraint, "as its constraint says")
+
+    @classmethod
+    def positive(cls) -> Region:
+        """All positive numbers."""
+        return cls(0.0, math.inf, False, Positive(), "positive")
+
+    @classmethod
+    def not_negative(cls, initial_value: float | None = None) -> Region:
+        """Zero and all positive numbers.
+
+        Args:
+            initial_value: Initial value.
+        """
+        return cls(0.0, math.inf, True, NonNegative(initial_value), "not negative")
+
+    @classmethod
+    def below_critical(cls, critical: float, owner: object) -> Region:
+        """The numbers between zero and a critical value.
+
+        Args:
+            critical: Upper end, not attained.
+            owner: The activation that has this critical value.
+        """
+        note = f"below the critical value of {owner!r}"
+        return cls(0.0, critical, False, BelowCritical(critical), note)
+
+    @classmethod
+    def above_critical(cls, critical: float, owner: object, initial_value: float) -> Region:
+        """The numbers above a critical value.
+
+        Args:
+            critical: Lower end, not attained.
+            owner: The link that has this critical value.
+            initial_value: Initial value.
+        """
+        note = f"above the critical value of {owner!r}"
+        return cls(critical, math.inf, False, AboveCritical(critical, initial_value), note)
+
+    def includes(self, value: Tensor) -> bool:
+        """Whether all values lie in the region."""
+        if self.closed:
+            inside = (value >= self.lower) & (value <= self.upper)
+        else:
+            inside = (value > self.lower) & (value < self.upper)
+        return bool((inside & value.isfinite()).all())
+
+    def contains(self, constraint: Interval) -> bool:
+        """Whether a constraint admits no other values; one that starts at zero attains it never."""
+        lower, upper = float(constraint.lower_bound.min()), float(constraint.upper_bound.max())
+        below = upper < self.upper if math.isfinite(self.upper) and not self.closed else True
+        above = lower > self.lower if self.lower > 0 and not self.closed else lower >= self.lower
+        return above and below
+
+    def __str__(self) -> str:
+        opening, closing = "[]" if self.closed else "()"
+        return f"{opening}{self.lower:g}, {self.upper:g}{closing}"

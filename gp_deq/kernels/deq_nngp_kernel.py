@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from ..activations import PairCovariance
-from ..equilibrium import SolverMonitor, equilibrium
-from ._weighted import EquilibriumKernel
+from ..equilibrium import Layer, ReadOut
+from .weighted import EquilibriumKernel
 
 
 class DEQNNGPKernel(EquilibriumKernel):
@@ -75,12 +72,5 @@ class DEQNNGPKernel(EquilibriumKernel):
         True
     """
 
-    def _read_out(
-        self,
-        injected: PairCovariance,
-        monitor: SolverMonitor,
-        weight_variance: Tensor,
-        bias_variance: Tensor,
-    ) -> Tensor:
-        sigma = equilibrium(self.activation, weight_variance, injected, monitor)
-        return self.activation.dual(sigma).cov
+    def _read_out(self, layer: Layer) -> ReadOut:
+        return ReadOut(layer.dual)

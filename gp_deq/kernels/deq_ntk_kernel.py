@@ -7,12 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..activations import Activation, PairCovariance
-from ..equilibrium import SolverMonitor, equilibrium
-from ._weighted import EquilibriumKernel
-
-#: What of the network is trained.
-TRAINED = ("all", "hidden", "recurrent", "preactivation")
+from ..activations import Activation
+from ..equilibrium import Layer, ReadOut, check_trained, tangent
+from .weighted import EquilibriumKernel
 
 
 class DEQNTKKernel(EquilibriumKernel):
@@ -57,6 +54,8 @@ class DEQNTKKernel(EquilibriumKernel):
         torch.Size([4, 4])
     """
 
+    uses_slope = True
+
     def __init__(
         self,
         activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
@@ -67,34 +66,5 @@ class DEQNTKKernel(EquilibriumKernel):
         super().__init__(activation, *args, **kwargs)
         self.trained = check_trained(trained)
 
-    @property
-    def _block_read_out(self) -> str:
-        return self.trained
-
-    def _read_out(
-        self,
-        injected: PairCovariance,
-        monitor: SolverMonitor,
-        weight_variance: Tensor,
-        bias_variance: Tensor,
-    ) -> Tensor:
-        sigma = equilibrium(self.activation, weight_variance, injected, monitor)
-        dual, slope = self.activation.dual_and_derivative(sigma)
-        value = dual.cov
-        amplification = 1 / (1 - weight_variance * slope)
-        if self.trained == "all":
-            return value + slope * sigma.cov * amplification
-        if self.trained == "hidden":
-            return slope * sigma.cov * amplification
-        if self.trained == "recurrent":
-            return value * amplification
-        return sigma.cov * amplification
-
-
-def check_trained(trained: str) -> str:
-    """``trained``, if it is one of :data:`TRAINED`."""
-    if trained not in TRAINED:
-        raise ValueError(
-            f"trained must be one of {', '.join(map(repr, TRAINED))}, got {trained!r}."
-        )
-    return trained
+    def _read_out(self, layer: Layer) -> ReadOut:
+        return tangent(self.trained, layer)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..activations import PairCovariance
 from ..equilibrium import SolverMonitor
-from ._weighted import FiniteDepthKernel
+from .weighted import FiniteDepthKernel
 
 
 class NNGPKernel(FiniteDepthKernel):
@@ -43,7 +43,7 @@ class NNGPKernel(FiniteDepthKernel):
         torch.Size([4, 4])
     """
 
-    def _read_out(
+    def _pair(
         self,
         injected: PairCovariance,
         monitor: SolverMonitor,

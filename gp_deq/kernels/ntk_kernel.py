@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ..activations import Activation, PairCovariance
-from ..equilibrium import SolverMonitor
-from ._weighted import FiniteDepthKernel
-from .deq_ntk_kernel import check_trained
+from ..equilibrium import SolverMonitor, check_trained
+from .weighted import FiniteDepthKernel
 
 
 class NTKKernel(FiniteDepthKernel):
@@ -57,7 +56,7 @@ class NTKKernel(FiniteDepthKernel):
         super().__init__(activation, *args, **kwargs)
         self.trained = check_trained(trained)
 
-    def _read_out(
+    def _pair(
         self,
         injected: PairCovariance,
         monitor: SolverMonitor,

@@ -6,6 +6,7 @@ except ImportError as error:
     raise ImportError('models of tables are fitted by BoTorch: pip install "gp_deq[bo]"') from error
 
 from .card import model_card
+from .exact_gp import make_model, scalar_hyperparameters
 from .fit import Candidate, FitConfig, TableFit, fit_table
 from .kernels import make_kernel
 from .model import ModelFileError, Prediction, TableModel
@@ -22,7 +23,9 @@ __all__ = [
     "check_report_folder",
     "fit_table",
     "make_kernel",
+    "make_model",
     "model_card",
     "predictions_frame",
+    "scalar_hyperparameters",
     "write_report",
 ]

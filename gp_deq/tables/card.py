@@ -1,4 +1,4 @@
-"""The model card: what a fitted model is, how good it is, and how to use it."""
+"""The model card, which says what a fitted model is, how good it is, and how to use it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
 import gp_deq
-from gp_deq.benchmarks.demo import Metrics
+from gp_deq.metrics import Metrics
 
 from .fit import TableFit
 
@@ -16,10 +16,10 @@ def model_card(fit: TableFit) -> str:
     """Describe a fitted model to those who use it.
 
     Args:
-        fit: The fit.
+        fit: Fitted model, with its scores.
 
     Returns:
-        Markdown, which names ``model.pt``, ``predictions.csv`` and the figures beside it.
+        The card in Markdown. It names ``model.pt``, ``predictions.csv`` and the figures beside it.
     """
     sections = {
         f"Model of {fit.dataset.target_name}, from {fit.dataset.name}": _summary(fit),

@@ -13,12 +13,6 @@ from botorch.fit import fit_gpytorch_mll
 from linear_operator.utils.errors import NanError
 from torch import Tensor
 
-from gp_deq.benchmarks.demo import (
-    COLLAPSED_R2,
-    Metrics,
-    predictive_metrics,
-    scalar_hyperparameters,
-)
 from gp_deq.datasets import (
     Columns,
     Dataset,
@@ -27,7 +21,9 @@ from gp_deq.datasets import (
     split_rows,
     standardized_split,
 )
+from gp_deq.metrics import COLLAPSED_R2, Metrics, predictive_metrics
 
+from .exact_gp import scalar_hyperparameters
 from .kernels import kernel_label, resolve_activation
 from .model import (
     NUMERICAL_ERRORS,
@@ -49,25 +45,31 @@ CANDIDATES: Sequence[tuple[str, str | None]] = (
 """Kernels and activations that ``kernel="auto"`` compares."""
 
 _FEWEST_ROWS = 10
+"""Fewest rows of a table, a choice: a fifth of them are the two test rows that R² needs."""
+
+_VALIDATION_FRACTION = 0.2
+"""Share of the training rows on which ``kernel="auto"`` compares, as the default share of tests."""
 
 _FAILURES = (ModelFittingError, *NUMERICAL_ERRORS)
-"""What a kernel that does not suit the data raises, in the fit or in predictions."""
+"""Errors of a kernel that does not suit the data, in the fit or in predictions."""
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What :func:`fit_table` is to do.
+    """Configuration of :func:`fit_table`.
 
     Args:
-        kernel: "deq-nngp", "deq-ntk", "deker", "rbf", "matern", or "auto": the one of `CANDIDATES`
-            with the largest predictive density on a fifth of the training rows, which are held
-            out from learning for that and then learned on too.
-        activation: Of the kernel, for "deker" the link; "relu" by default. Not for "auto".
+        kernel: Name of the kernel, "deq-nngp", "deq-ntk", "deker", "rbf" or "matern"; or "auto" for
+            the one of `CANDIDATES` with the largest predictive density on a fifth of the training
+            rows, which is held out for the comparison and used for the final fit.
+        activation: Activation of the kernel, for "deker" the link; "relu" by default. Not to be
+            given for "auto".
         test_fraction: Share of the rows that are held out.
-        seed: Of the split.
-        max_rows: Most rows to learn on; a random subset is taken of more.
-        train_only: Whether the model to use is the one that was scored, instead of one that has
-            seen the test rows too.
+        seed: Seed of the split.
+        max_rows: Largest number of rows to learn on; from more a random subset is taken. The
+            default, 5000, is a matrix of 200 MB, and time grows with its third power.
+        train_only: Whether to return the model that was scored, instead of one that has seen the
+            test rows too.
     """
 
     kernel: str = "deq-nngp"
@@ -97,8 +99,8 @@ class Candidate:
     """A kernel that was compared by ``kernel="auto"``.
 
     Args:
-        kernel: A key of `KERNELS`.
-        activation: Its activation, None where it has none.
+        kernel: Name of the kernel, a key of `KERNELS`.
+        activation: Activation of the kernel; None where it has none.
         nlpd: Mean negative log predictive density on the validation rows; infinite where the fit
             failed or its predictions are not finite.
     """
@@ -109,32 +111,32 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """How tables call it."""
+        """Name of the kernel and its activation."""
         return kernel_label(self.kernel, self.activation)
 
     @property
     def fitted(self) -> bool:
-        """Whether its hyperparameters could be learned and its predictions are finite."""
+        """Whether the hyperparameters could be learned and the predictions are finite."""
         return math.isfinite(self.nlpd)
 
 
 @dataclass(frozen=True)
 class TableFit:
-    """A fitted model and how it did on the rows that were held out.
+    """A fitted model and its scores on the rows that were held out.
 
     Args:
-        dataset: All the data.
-        model: The model to use, which has seen ``model_rows``.
+        dataset: Data of the whole table.
+        model: Model for predictions, which has seen ``model_rows``.
         train_rows: Indices of the rows that the hyperparameters were learned on.
         test_rows: Indices of the rows that were held out.
         model_rows: Indices of the rows that ``model`` is conditioned on.
-        prediction: Of the test rows, by the model that has seen the training rows alone.
-        metrics: Of that prediction.
-        baseline: Of predicting the mean and standard deviation of the training targets.
-        candidates: What ``kernel="auto"`` compared, best first; empty for a given kernel.
-        hyperparameters: Learned values of the scalar ones, in standardised units.
-        lengthscales: One for each input, in standardised units.
-        config: What the fit was to do.
+        prediction: Predictions of the test rows by the model that has seen only the training rows.
+        metrics: Scores of these predictions.
+        baseline: Scores of predicting the mean and standard deviation of the training targets.
+        candidates: Kernels that ``kernel="auto"`` compared, best first; empty for a given kernel.
+        hyperparameters: Learned values of the scalar hyperparameters, in standardised units.
+        lengthscales: Learned lengthscales, one for each input, in standardised units.
+        config: Configuration of the fit.
         seconds: Wall time of all the fits.
     """
 
@@ -168,7 +170,7 @@ class TableFit:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the predictions has to know."""
+        """Sentences that a reader of the predictions has to know, none if all went well."""
         found = []
         n, limit = len(self.dataset.y), self.config.max_rows
         if n - len(self.test_rows) > limit or (n > limit and not self.config.train_only):
@@ -202,10 +204,10 @@ def fit_table(
     conditioned on all rows.
 
     Args:
-        table: The data.
-        columns: How they are encoded, such as ``Columns.infer(table, target)``.
-        config: Kernel, split and limits; default: those of `FitConfig`.
-        on_fit: Called with the name of the kernel after each fit.
+        table: Table of the data.
+        columns: Encoding of the columns, such as ``Columns.infer(table, target)``.
+        config: Kernel, split and limits. Default: ``FitConfig()``.
+        on_fit: Function called with the name of the kernel after each fit.
 
     Returns:
         The model, its scores and its predictions of the test rows.
@@ -269,6 +271,7 @@ def fit_table(
 
     model, rows = scored, train
     if not config.train_only:
+        # training rows first: with fewer rows than all, the model keeps those it was learned on
         rows = torch.cat([train, test])[: config.max_rows]
         model = scored.condition_on(dataset.X[rows], dataset.y[rows])
     y, target = dataset.y[train], dataset.y[test]
@@ -293,11 +296,11 @@ def _learn(
     dataset: Dataset, columns: Columns, kernel: str, activation: str | None, rows: Tensor
 ) -> TableModel:
     """The model of some rows, with the most probable hyperparameters."""
-    # there is no test part here: what is predicted is standardised by the model
+    # the test part is empty, since the model itself standardises the inputs of predictions
     split = standardized_split(dataset, rows, rows[:0])
     mll = make_table_model(kernel, activation, split.train_x, split.train_y)
     with exact(), torch.random.fork_rng():
-        # BoTorch draws another start where the first leads nowhere
+        # where a fit fails, BoTorch draws its next start at random
         torch.manual_seed(0)
         fit_gpytorch_mll(mll)
     return TableModel(kernel, activation, columns, Scaling.of(split), mll)
@@ -311,8 +314,8 @@ def _compare(
     seed: int,
     on_fit: Callable[[str], None],
 ) -> list[Candidate]:
-    """The candidates in the order of their density on a fifth of the training rows."""
-    kept, held_out = (train[part] for part in split_rows(len(train), 0.2, seed))
+    """The candidates in the order of their predictive density on a part of the training rows."""
+    kept, held_out = (train[part] for part in split_rows(len(train), _VALIDATION_FRACTION, seed))
     compared = []
     for kernel, activation in candidates:
         try:
@@ -323,7 +326,7 @@ def _compare(
             nlpd = math.inf
         else:
             nlpd = predictive_metrics(*prediction, dataset.y[held_out]).nlpd
-        # NaN would have no place in the order
+        # NaN cannot be ordered
         compared.append(Candidate(kernel, activation, nlpd if math.isfinite(nlpd) else math.inf))
         on_fit(kernel_label(kernel, activation))
     return sorted(compared, key=lambda candidate: candidate.nlpd)

@@ -13,22 +13,22 @@ from torch import Tensor
 from gp_deq.kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel
 
 MIN_LENGTHSCALE = 2.5e-2
-"""That of BoTorch's default kernels. Lengthscales of categories may tend to zero, where GPyTorch's
-distances lose all digits and no matrix is positive definite."""
+"""Lower bound of the lengthscales, that of BoTorch's default kernels. Lengthscales of categories
+may tend to zero, where GPyTorch's distances lose all digits and no matrix is positive definite."""
 
 MIN_VARIANCE = 1e-6
-"""Bias variances stay above it."""
+"""Lower bound of the bias variance, at which the logarithm of its prior's density is finite."""
 
 _FARTHEST = 1e100
-"""Distances beyond it count as it, so that their squares are finite; kernels are 0 long before."""
+"""Upper bound of distances, so that their squares are finite. The kernels are zero long before."""
 
 
 class _RBF(RBFKernel):
-    """GPyTorch's, but a row of a prediction does not depend on the others.
+    """GPyTorch's RBF kernel, but a row of a prediction does not depend on the other rows.
 
-    GPyTorch centres inputs by the mean of the batch and expands the squares of distances: a row far
-    away takes all digits from the distances of the others. For learning, whose rows are
-    standardised, its way is as good, and faster.
+    GPyTorch centres inputs by the mean of the batch and expands the squares of distances, so that a
+    row far away takes all digits from the distances of the others. In training mode, where rows are
+    standardised, its way is as accurate, and faster.
     """
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
@@ -38,7 +38,7 @@ class _RBF(RBFKernel):
 
 
 class _Matern(MaternKernel):
-    """GPyTorch's Matérn-5/2, but a row of a prediction does not depend on the others."""
+    """GPyTorch's Matérn-5/2 kernel, but a row of a prediction does not depend on the others."""
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         if self.training:
@@ -48,7 +48,7 @@ class _Matern(MaternKernel):
 
 
 def _distance(kernel: Kernel, x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
-    """In units of the lengthscales, by differences of the inputs."""
+    """Distances in units of the lengthscales, from differences of the inputs."""
     x1, x2 = x1 / kernel.lengthscale, x2 / kernel.lengthscale
     if diag:
         distance = torch.linalg.vector_norm(x1 - x2, dim=-1)
@@ -58,12 +58,22 @@ def _distance(kernel: Kernel, x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
 
 
 def weak_prior(mode: float = 1.0) -> LogNormalPrior:
-    """A prior that holds a figure of standardised data within a factor of about 50 of its mode.
+    """A log-normal prior on a positive hyperparameter of standardised data.
 
-    It keeps an optimiser from running along a ridge, such as growing lengthscales and a growing
-    output scale, and gives BoTorch what to draw another start from.
+    The location is such that the mode, ``exp(location - scale**2)``, is the given one. The log
+    density then falls by ``log(x / mode)**2 / 8``: by 2, as at two standard deviations of a
+    Gaussian, at a factor of 55. The prior keeps an optimiser from running along a ridge, such as
+    growing lengthscales with a growing output scale, and BoTorch draws the next start from it where
+    a fit fails.
+
+    Args:
+        mode: Mode of the density.
+
+    Returns:
+        The prior.
     """
-    return LogNormalPrior(4.0 + math.log(mode), 2.0)
+    scale = 2.0
+    return LogNormalPrior(scale**2 + math.log(mode), scale)
 
 
 def _neural(num_dims: int) -> dict[str, Any]:
@@ -71,6 +81,7 @@ def _neural(num_dims: int) -> dict[str, Any]:
         "ard_num_dims": num_dims,
         "lengthscale_prior": weak_prior(),
         "bias_variance_prior": weak_prior(),
+        # GPyTorch's initial value of positive hyperparameters, log 2, rounded
         "bias_variance_constraint": GreaterThan(MIN_VARIANCE, initial_value=0.7),
     }
 
@@ -88,7 +99,7 @@ def _stationary(num_dims: int) -> dict[str, Any]:
 def _deker(link: str, num_dims: int) -> Kernel:
     kernel = DEKerKernel(link, **_neural(num_dims))
     if kernel.link.homogeneous:
-        # the kernel is a multiple of it, as of the output scale
+        # the kernel is proportional to its square, as it is to the output scale
         kernel.raw_feature_scale.requires_grad_(False)
     return kernel
 
@@ -100,7 +111,7 @@ KERNELS: Mapping[str, Callable[[str, int], Kernel]] = {
     "rbf": lambda _, d: _RBF(**_stationary(d)),
     "matern": lambda _, d: _Matern(2.5, **_stationary(d)),
 }
-"""Each kernel, with one lengthscale for each input, from an activation and a number of inputs."""
+"""Functions by name that make a kernel from an activation and a number of inputs."""
 
 _WITHOUT_ACTIVATION = ("rbf", "matern")
 
@@ -109,11 +120,11 @@ def resolve_activation(kernel: str, activation: str | None) -> str | None:
     """The activation that a kernel takes.
 
     Args:
-        kernel: A key of `KERNELS`.
-        activation: Asked for; None for the default.
+        kernel: Name of the kernel, a key of `KERNELS`.
+        activation: Name of the activation that was asked for; None for the default.
 
     Returns:
-        Its name, "relu" by default; None for "rbf" and "matern".
+        The name of the activation, "relu" by default; None for "rbf" and "matern".
 
     Raises:
         ValueError: The kernel is unknown, or has no activation and one is asked for.
@@ -131,12 +142,12 @@ def make_kernel(kernel: str, num_dims: int, activation: str | None = None) -> Ke
     """A kernel at its initial values, without an output scale.
 
     Args:
-        kernel: "deq-nngp", "deq-ntk", "deker", "rbf" or "matern", which is Matérn-5/2.
+        kernel: Name of the kernel, "deq-nngp", "deq-ntk", "deker", "rbf" or "matern" (Matérn-5/2).
         num_dims: Number of inputs, each with a lengthscale.
         activation: Name of the activation, for "deker" of the link; "relu" by default.
 
     Returns:
-        The kernel.
+        The kernel, with one lengthscale for each input.
 
     Raises:
         ValueError: The kernel or the activation is unknown, or the kernel has no activation.
@@ -150,5 +161,5 @@ def make_kernel(kernel: str, num_dims: int, activation: str | None = None) -> Ke
 
 
 def kernel_label(kernel: str, activation: str | None) -> str:
-    """How tables and figures call a kernel: its name and its activation, if it has one."""
+    """The name of a kernel in tables and figures, with its activation if it has one."""
     return f"{kernel} {activation}" if activation else kernel

@@ -1,4 +1,4 @@
-"""A Gaussian process with the encoding of its table, and the file that keeps both."""
+"""A Gaussian process with the encoding of its table, and their file."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from linear_operator.utils.errors import NanError, NotPSDError
 from torch import Tensor
 
 import gp_deq
-from gp_deq.benchmarks.demo import make_model
-from gp_deq.datasets import Columns, Split, Table, TableError
-from gp_deq.datasets.table import describe_rows
+from gp_deq.datasets import Columns, Split, Table, TableError, describe_rows
 
+from .exact_gp import make_model
 from .kernels import make_kernel, weak_prior
 
 _FORMAT = "gp_deq table model"
 _VERSION = 1
 _CHUNK = 1000
-"""Rows predicted at a time, which bounds the memory."""
+"""Rows predicted at a time, whose covariance with 5000 training rows is 40 MB."""
 
 NUMERICAL_ERRORS = (NanError, NotPSDError, torch.linalg.LinAlgError)
-"""What a covariance matrix that cannot be factorised raises."""
+"""Errors of a covariance matrix that cannot be factorised."""
 
 Z95 = 1.959963984540054
-"""The central 95 % of a Gaussian end at so many standard deviations."""
+"""Quantile 0.975 of the standard normal distribution, at which the central 95 % end."""
 
 
 class ModelFileError(ValueError):
@@ -64,13 +63,13 @@ class Prediction(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """What standardises inputs and targets, and takes predictions back.
+    """Means and standard deviations by which inputs and target are standardised.
 
     Args:
-        x_mean: Of each input, ``d``.
-        x_std: Of each input, ``d``.
-        y_mean: Of the target.
-        y_std: Of the target.
+        x_mean: Means of the inputs, ``d``.
+        x_std: Standard deviations of the inputs, ``d``.
+        y_mean: Mean of the target.
+        y_std: Standard deviation of the target.
     """
 
     x_mean: Tensor
@@ -80,10 +79,13 @@ class Scaling(NamedTuple):
 
     @classmethod
     def of(cls, split: Split) -> Scaling:
-        """That of a split.
+        """The scaling of a split.
 
         Args:
-            split: Standardised by its training part.
+            split: Split that is standardised by its training part.
+
+        Returns:
+            The means and standard deviations of the training part.
         """
         return cls(split.x_mean, split.x_std, split.y_mean, split.y_std)
 
@@ -93,10 +95,10 @@ class TableModel:
     """An exact Gaussian process of a table.
 
     Args:
-        kernel: A key of `KERNELS`.
-        activation: Its activation, None where it has none.
-        columns: How a table is encoded.
-        scaling: What standardises inputs and target.
+        kernel: Name of the kernel, a key of `KERNELS`.
+        activation: Activation of the kernel; None where it has none.
+        columns: Encoding of the table.
+        scaling: Means and standard deviations of inputs and target.
         mll: Marginal likelihood, whose model is the Gaussian process.
     """
 
@@ -110,7 +112,7 @@ class TableModel:
         """Predict the target for each row of a table.
 
         Args:
-            table: With all the input columns, in any order; others are ignored.
+            table: Table with all the input columns, in any order; others are ignored.
 
         Returns:
             One prediction for each row, which does not depend on the other rows.
@@ -136,7 +138,7 @@ class TableModel:
         """Predict the target for encoded inputs.
 
         Args:
-            X: ``n x d``, as `Columns.encode` gives them.
+            X: Encoded inputs, ``n x d``, as `Columns.encode` gives them.
 
         Returns:
             One prediction for each row; infinite or NaN where an input is too large to compute
@@ -144,7 +146,7 @@ class TableModel:
         """
         x = (X - self.scaling.x_mean) / self.scaling.x_std
         self.mll.eval()
-        # without the warning that some rows are those of the fit
+        # debug(False): GPyTorch warns if the rows are those of the fit
         with torch.no_grad(), exact(), gpytorch.settings.debug(False):
             parts = [self.mll.likelihood(self.mll.model(part)) for part in x.split(_CHUNK)]
             mean = torch.cat([part.mean for part in parts])
@@ -172,7 +174,7 @@ class TableModel:
         """Write the model to a file.
 
         Args:
-            path: The file, which :meth:`load` reads.
+            path: Path of the file, which :meth:`load` reads.
         """
         model = self.mll.model
         torch.save(
@@ -198,10 +200,10 @@ class TableModel:
         Only tensors and plain data are read, so a file from elsewhere cannot run code.
 
         Args:
-            path: The file that :meth:`save` wrote.
+            path: Path of a file that :meth:`save` wrote.
 
         Returns:
-            The model, which predicts what the saved one did.
+            The model, whose predictions are those of the saved one.
 
         Raises:
             ModelFileError: The file is missing, is not a model of a table, is one of another
@@ -242,6 +244,7 @@ class TableModel:
             raise ValueError("no rows, no inputs, or a standard deviation that is not positive")
         mll = make_table_model(data["kernel"], data["activation"], train_x, train_y)
         mll.load_state_dict(data["state"])
+        # load_state_dict accepts NaN
         for parameter in mll.parameters():
             _require_finite(parameter, tuple(parameter.shape))
         return cls(data["kernel"], data["activation"], columns, scaling, mll)
@@ -253,8 +256,8 @@ def make_table_model(
     """A Gaussian process at its initial values, and its marginal likelihood.
 
     Args:
-        kernel: A key of `KERNELS`.
-        activation: Its activation, None where it has none.
+        kernel: Name of the kernel, a key of `KERNELS`.
+        activation: Activation of the kernel; None where it has none.
         train_x: Standardised inputs, ``n x d``.
         train_y: Standardised targets, ``n``.
 
@@ -280,16 +283,20 @@ def _require_finite(values: object, shape: tuple[int, ...]) -> None:
 
 
 def _load(file: BinaryIO) -> object:
-    """Tensors and plain data of a file of torch; None if it is not one, or holds anything else."""
-    if file.read(4) != b"PK\x03\x04":  # torch too takes a file for a zip file by its beginning
+    """Tensors and plain data in a file of torch; None if the file is another or has other data."""
+    # the first bytes of a zip file, by which torch too recognises its files
+    if file.read(4) != b"PK\x03\x04":
         return None
     file.seek(0)
     try:
         return torch.load(file, weights_only=True, map_location="cpu")
-    except Exception:  # what the unpickler raises depends on where a foreign file leads it
+    except Exception:  # on a foreign file the unpickler may raise any error
         return None
 
 
 def exact() -> gpytorch.settings.max_cholesky_size:
-    """Factorise matrices of any size, where GPyTorch would iterate and depend on random numbers."""
+    """Context in which matrices of any size are factorised.
+
+    Beyond ``max_cholesky_size`` GPyTorch would iterate, with results that depend on random numbers.
+    """
     return gpytorch.settings.max_cholesky_size(1_000_000)

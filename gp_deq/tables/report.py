@@ -1,4 +1,4 @@
-"""The folder that ``gp-deq fit`` writes: all of it or nothing."""
+"""The report folder of ``gp-deq fit``, which is written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ if TYPE_CHECKING:
 _FILES = {"metrics.json", "predictions.csv", "model.pt", "README.md"}
 _FIGURES = {"predictions.png", "relevance.png"}
 _MOST_BARS = 15
+"""Columns in the figure of relevances, whose labels would overlap with more."""
 
 
 class ReportError(ValueError):
-    """A folder that a report cannot go to."""
+    """A report cannot be written to a folder."""
 
 
 def check_report_folder(folder: Path, force: bool = False) -> None:
-    """Refuse a folder that a report cannot go to, before minutes are spent.
+    """Refuse a folder that a report cannot be written to, before the minutes of a fit.
 
     Args:
-        folder: Where the report is to go.
-        force: Whether it may replace an earlier report.
+        folder: Folder of the report.
+        force: Whether to replace an earlier report.
 
     Raises:
-        ReportError: The folder above is missing or cannot be written, or something other than an
-            empty folder is there; with ``force`` an earlier report may be, without other files.
+        ReportError: The folder above is missing or cannot be written; or the folder exists and is
+            not empty, unless ``force`` is set and it has an earlier report and nothing else.
     """
     folder = folder.resolve()
     if not folder.parent.is_dir():
@@ -71,12 +72,12 @@ def write_report(fit: TableFit, folder: str | os.PathLike[str], force: bool = Fa
     no part of a report, and an earlier report as it was.
 
     Args:
-        fit: What to report.
-        folder: Where to; made if it does not exist.
-        force: Whether it may replace an earlier report.
+        fit: Fit to report.
+        folder: Folder of the report, which is made if it does not exist.
+        force: Whether to replace an earlier report.
 
     Raises:
-        ReportError: As for `check_report_folder`.
+        ReportError: See `check_report_folder`.
         ImportError: pandas or matplotlib is not installed.
     """
     target = Path(folder).resolve()
@@ -90,13 +91,14 @@ def write_report(fit: TableFit, folder: str | os.PathLike[str], force: bool = Fa
                 target.rename(old)
             new.rename(target)
         except BaseException:
+            # also an interruption between the two must leave the earlier report in its place
             if old.exists() and not target.exists():
                 old.rename(target)
             raise
 
 
 def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """A new folder beside another."""
+    """A temporary folder beside another one, on the same file system."""
     return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
 
 
@@ -132,8 +134,8 @@ def predictions_frame(prediction: Prediction, rows: Sequence[int] | None = None)
     """Predictions as a table with the columns row, mean, std, lower and upper.
 
     Args:
-        prediction: The predictions.
-        rows: Their row numbers; default: from 1.
+        prediction: Predictions of some rows.
+        rows: Numbers of the rows. Default: from 1.
 
     Returns:
         One row for each prediction.
@@ -152,7 +154,7 @@ def predictions_frame(prediction: Prediction, rows: Sequence[int] | None = None)
 
 
 def _label(name: str, width: int = 12) -> str:
-    """A name for a figure: some short lines, and no formula where it has dollars."""
+    """A name for a figure, in up to three short lines, its dollars no signs of a formula."""
     return "\n".join(textwrap.wrap(name, width)[:3]).replace("$", r"\$")
 
 
@@ -180,7 +182,7 @@ def _metrics(fit: TableFit) -> dict[str, Any]:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """With None for infinite numbers and NaN, which JSON has not."""
+    """The values with None for infinite numbers and NaN, which JSON lacks."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()

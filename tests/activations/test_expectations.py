@@ -177,13 +177,19 @@ def test_slopes_of_the_derivative(name: str) -> None:
             assert abs(slopes[1][i, j].item() - by_var2) < room
 
 
-def test_kinks_have_no_slopes_of_the_derivative() -> None:
+def test_slopes_of_the_derivative_at_a_kink() -> None:
+    """P = A - B theta: its slopes exist away from the cusp, and are zero on it."""
+    relu = ReLU()
+    assert not relu.smooth
     one = torch.ones(1, 1, dtype=torch.float64)
-    assert not ReLU().smooth
-    with pytest.raises(NotImplementedError, match="ReLU does not define curvature"):
-        ReLU().curvature(one, one, one)
-    with pytest.raises(NotImplementedError, match="derivative_variance_slopes"):
-        ReLU().derivative_variance_slopes(one, one, one)
+    # at unit variances and covariance c, theta = arccos(c): dtheta/dc = -1/sin, dtheta/dv = c/2sin
+    sine, cov = 0.8, 0.6
+    given = one, one, 2 * (1 - cov) * one
+    by_cov, by_var = relu.curvature(*given), relu.derivative_variance_slopes(*given)
+    assert by_cov.item() == pytest.approx(1 / (2 * math.pi * sine), rel=8 * EPS)
+    for slope in by_var:
+        assert slope.item() == pytest.approx(-cov / (4 * math.pi * sine), rel=8 * EPS)
+    assert relu.curvature(one, one, 0 * one).item() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])

@@ -12,7 +12,16 @@ import torch
 from oracles import LINKS, mp, orthant
 from torch import Tensor
 
-from gp_deq.activations import ExponentialFamilyLink, PairCovariance, get_link
+from gp_deq import DEKerKernel
+from gp_deq.activations import (
+    Binomial,
+    ContinuousBernoulli,
+    ExponentialFamilyLink,
+    Gaussian,
+    PairCovariance,
+    Poisson,
+    get_link,
+)
 from gp_deq.activations.link import ReLULink, product_dual
 
 NAMES = ["relu", "identity", "logistic", "tanh", "softplus-gaussian"]
@@ -145,6 +154,60 @@ def test_links_are_pickled(name: str) -> None:
     assert repr(copied) == repr(link)
     assert torch.equal(copied.cross(given), link.cross(given))
     assert get_link(link) is link
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_are_derivatives_of_likelihoods(name: str) -> None:
+    """sigma = (A o R)' and rho = R', with A and R of the family that the link names."""
+    link = get_link(name)
+    assert link.family is not None
+    eta = torch.linspace(-6, 6, 40, dtype=torch.float64, requires_grad=True)  # not at the kink
+    parameter = eta if link.natural_parameter is None else link.natural_parameter(eta)
+    (rho,) = torch.autograd.grad(parameter.sum(), eta, retain_graph=True)
+    (sigma,) = torch.autograd.grad(link.family.log_partition(parameter).sum(), eta)
+    if name == "relu":
+        torch.testing.assert_close(sigma, eta.relu())
+        torch.testing.assert_close(rho, (eta > 0).double())
+    else:
+        torch.testing.assert_close(link.sigma(eta), sigma)
+        torch.testing.assert_close(link.rho(eta), rho)
+
+
+def test_families_are_links() -> None:
+    given = pair(0.5, 0.8, 0.3)
+    assert torch.equal(get_link(Gaussian()).cross(given), get_link("identity").cross(given))
+    link, one = get_link(Binomial(7)), get_link("logistic")
+    assert link.critical_regularization == 7 / 4
+    torch.testing.assert_close(link.sigma_dual(given).cov, 49 * one.sigma_dual(given).cov)
+    link = ExponentialFamilyLink.from_family("continuous-bernoulli")
+    assert link.critical_regularization == 1 / 12
+    mean = ContinuousBernoulli().mean
+    direct = ExponentialFamilyLink(mean, torch.ones_like)
+    assert direct.critical_regularization == pytest.approx(1 / 12, rel=1e-9)
+    assert torch.equal(link.cross(given), direct.cross(given))
+    assert torch.equal(pickle.loads(pickle.dumps(link)).cross(given), link.cross(given))
+    x = torch.linspace(-1, 2, 5, dtype=torch.float64).unsqueeze(-1)
+    one, two = (DEKerKernel(link).double()(x).to_dense() for link in (Gaussian(), "identity"))
+    assert torch.equal(one, two)
+    with pytest.raises(ValueError, match=r"sigma of bounded slope.*from_family\(Poisson\(\)\)"):
+        DEKerKernel(get_link(Poisson()))
+
+
+def test_natural_parameters_are_differentiated() -> None:
+    """Without a slope it comes from automatic differentiation."""
+    softplus = torch.nn.functional.softplus
+    link = ExponentialFamilyLink.from_family(Gaussian(), softplus)
+    named, given = get_link("softplus-gaussian"), pair(0.5, 0.8, 0.3)
+    assert repr(link) == "ExponentialFamilyLink.from_family(Gaussian(), softplus)" == repr(named)
+    assert link.critical_regularization == pytest.approx(named.critical_regularization, rel=1e-9)
+    for copied in (link, pickle.loads(pickle.dumps(link))):
+        torch.testing.assert_close(copied.cross(given), named.cross(given))
+        torch.testing.assert_close(copied.sigma_dual(given), named.sigma_dual(given))
+    eta = torch.tensor([-1.3, 0.2, 2.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(link.sigma, eta)
+    assert torch.autograd.gradgradcheck(link.sigma, eta)
+    with pytest.raises(ValueError, match="Unknown family 'gauss'"):
+        ExponentialFamilyLink.from_family("gauss")
 
 
 def test_pair_of_functions() -> None:

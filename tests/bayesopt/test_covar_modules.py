@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from bo_priors import training_data
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from gpytorch.kernels import ScaleKernel
@@ -16,8 +17,7 @@ from torch import Size
 from gp_deq.activations import ExponentialFamilyLink
 from gp_deq.bayesopt import get_covar_module
 from gp_deq.bayesopt.covar_modules import KERNELS
-from gp_deq.benchmarks.bo_priors import CANDIDATES, compare, summarize, training_data
-from gp_deq.benchmarks.problems import TRAINING, make_problem
+from gp_deq.benchmarks.problems import make_problem
 
 every_kernel = pytest.mark.parametrize(
     "kernel, activation",
@@ -159,18 +159,3 @@ def test_fits_do_not_collapse_to_noise(kernel: str, activation: str, problem: st
     residual = test_y - model.posterior(test_x).mean
     r2 = 1 - (residual.square().sum() / (test_y - test_y.mean()).square().sum()).item()
     assert r2 > {"Hartmann 3": 0.8, "DixonPrice 10": 0.4, "Polynomial 60": 0.2}[problem]
-
-
-def test_experiment() -> None:
-    """The comparison runs, and its summary counts what it says."""
-    assert {kernel for kernel, _ in filter(None, CANDIDATES.values())} == set(KERNELS)
-    fits = compare(["RBF", "deq-nngp relu"], list(TRAINING)[:1], (10,), num_seeds=2, jobs=1)
-    assert fits.shape[0] == 4 and bool(fits.nlpd.notna().all())
-    fits.loc[fits.model == "RBF", ["nlpd", "r2"]] = [5.0, 0.0]
-    fits.loc[fits.model != "RBF", ["nlpd", "r2"]] = [1.0, 0.6]
-    assert (fits.evaluations > 5).all()
-    table = summarize(fits)
-    assert list(table.index) == ["deq-nngp relu", "RBF"]
-    assert table["rank"].tolist() == [1.0, 2.0]
-    assert table["collapsed"].tolist() == [0.0, 1.0]
-    assert table["excess"].tolist() == [-2.0, 2.0]

@@ -116,6 +116,14 @@ def test_nystrom_features_are_exact_at_the_landmarks(make, x):
     assert residual.mean() < coarse.residual(x).mean() < 0.5 * scale
 
 
+@pytest.mark.parametrize("make", [DEQNNGPKernel, NNGPKernel, DEQNTKKernel, DEKerKernel, NTKKernel])
+def test_integer_inputs(make):
+    kernel = prepare(make(center=0.5))
+    x = torch.tensor([[0, 1, 1], [2, -1, 0]])
+    found = gen_kernel_features(kernel, num_inputs=3, num_outputs=16)
+    assert found(x).equal(found(x.double()))
+
+
 def data(m: int = 1, d: int = 2) -> tuple[Tensor, Tensor]:
     x = torch.rand(8, d, dtype=torch.float64)
     return x, torch.stack([(3 * x + shift).sin().sum(-1) for shift in range(m)], -1)

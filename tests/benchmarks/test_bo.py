@@ -5,10 +5,8 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("botorch")
 pytest.importorskip("joblib")
@@ -16,12 +14,14 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 pytest.importorskip("typer")
 
+from botorch.exceptions.errors import ModelFittingError
 from joblib import parallel_config
 from typer.testing import CliRunner, Result
 
 from gp_deq import cli
-from gp_deq.benchmarks import bo, bo_speed, runs
-from gp_deq.benchmarks.bo import SURROGATES, BOConfig, Run, run_bo
+from gp_deq.benchmarks import bo, runs
+from gp_deq.benchmarks.bo import BOConfig, Run, run_bo
+from gp_deq.benchmarks.runs import RunFile
 
 TINY = dataclasses.replace(
     BOConfig.quick(), surrogates=("BoTorch default", "random"), num_steps=2, seeds=2
@@ -32,12 +32,6 @@ HEADER = ",".join(field.name for field in dataclasses.fields(Run)) + "\n"
 def _results(runs: list[Run]) -> list[Run]:
     """Without the times."""
     return [dataclasses.replace(run, fit_seconds=0.0, acquisition_seconds=0.0) for run in runs]
-
-
-def _run(problem: str, surrogate: str, seed: int, final: float, **options: Any) -> Run:
-    trace = (final - 1.0, final - 1.0, final)
-    values = {"fit_seconds": 2.0, "acquisition_seconds": 1.0, "failures": (), "trace": trace}
-    return Run(problem, surrogate, seed, 2, 1, 1, 1, **(values | options))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +60,7 @@ def test_resumes_with_equal_numbers(
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     assert lines[0] == HEADER and len(lines) == 9
-    assert bo.read_csv(path) == run_bo(TINY, path)
+    assert RunFile(Run, path).read() == run_bo(TINY, path)
     assert path.read_text(encoding="utf-8") == text
 
     # killed in the middle of a row
@@ -80,13 +74,13 @@ def test_resumes_with_equal_numbers(
 
     monkeypatch.setattr(bo, "_optimize", counting)
     steps: list[str] = []
-    assert _results(run_bo(TINY, path, on_run=steps.append)) == _results(whole)
+    assert _results(run_bo(TINY, path, on_row=steps.append)) == _results(whole)
     assert len(fitted) == 5 and len(steps) == 8
     assert path.read_text(encoding="utf-8").splitlines(keepends=True)[:4] == lines[:4]
 
     # another budget shares the file
     run_bo(dataclasses.replace(TINY, surrogates=("random",), num_steps=1), path)
-    assert len(fitted) == 9 and len(bo.read_csv(path)) == 12
+    assert len(fitted) == 9 and len(RunFile(Run, path).read()) == 12
     assert _results(run_bo(TINY, path)) == _results(whole) and len(fitted) == 9
 
 
@@ -101,36 +95,14 @@ def test_in_parallel(whole: list[Run], generator: bool, monkeypatch: pytest.Monk
 
 def test_no_run_starts_after_the_time(tmp_path: Path) -> None:
     assert run_bo(TINY, tmp_path / "runs.csv", minutes=0) == []
-    assert bo.read_csv(tmp_path / "runs.csv") == []
-
-
-@pytest.mark.parametrize("name", [name for name in SURROGATES if name != "random"])
-def test_surrogates_start_with_a_variance_near_one(name: str) -> None:
-    """All but the published I-BNN, whose point is that it does not."""
-    make = SURROGATES[name]
-    assert make is not None
-    generator = torch.Generator().manual_seed(0)
-    for num_dims in (2, 40):
-        x = torch.rand(6, num_dims, dtype=torch.float64, generator=generator)
-        model = make(x, x.sum(-1, keepdim=True))
-        model.eval()
-        with torch.no_grad():
-            variance = model.covar_module(model.transform_inputs(x), diag=True).mean().item()
-        if name == "I-BNN fixed":
-            assert variance > 100
-        else:
-            assert 0.5 < variance < 2
-        learned = {key for key, value in model.named_parameters() if value.requires_grad}
-        weights = [key for key in learned if key.endswith("raw_weight_var")]
-        assert bool(weights) == (name == "I-BNN fitted")
-        assert any("noise" in key for key in learned)
+    assert RunFile(Run, tmp_path / "runs.csv").read() == []
 
 
 def test_failures_are_recorded_and_cost_a_random_point(
     whole: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*arguments: object) -> None:
-        raise bo.ModelFittingError("no")
+        raise ModelFittingError("no")
 
     monkeypatch.setattr(bo, "fit_surrogate", failing)
     failed, random = run_bo(dataclasses.replace(TINY, problems=("Branin 2",), seeds=1))
@@ -143,67 +115,6 @@ def test_failures_are_recorded_and_cost_a_random_point(
     failed, _ = run_bo(dataclasses.replace(TINY, problems=("Branin 2",), seeds=1))
     assert failed.failures == ("acquisition:ModelFittingError",) * 2
     assert failed.fit_seconds > 0
-
-
-def test_ranks_on_a_small_table() -> None:
-    finals = {
-        ("Branin 2", 0): (-1.0, -2.0, -3.0),  # ranks 1, 2, 3
-        ("Branin 2", 1): (-2.0, -1.0, -3.0),  # 2, 1, 3
-        ("Levy 10", 0): (-3.0, -2.0, -2.0),  # 3, 1.5, 1.5
-        ("Levy 10", 1): (-3.0, -2.0, -1.0),  # 3, 2, 1
-        ("Hartmann 6", 0): (3.32237, 3.3223699, 0.0),  # 1.5, 1.5, 3: both below the floor
-    }
-    names = ("DEQ-NNGP", "linear", "random")
-    runs = [
-        _run(problem, name, seed, value, failures=("fit:NanError",) * (name == "linear"))
-        for (problem, seed), values in finals.items()
-        for name, value in zip(names, values)
-    ]
-    table = bo.rank_table(runs)
-    assert list(table.index) == list(names)
-    assert table["d >= 10"].tolist() == pytest.approx([3.0, 1.75, 1.25])
-    assert table["d < 10"].tolist() == pytest.approx([1.5, 1.5, 3.0])
-    assert table["all"].tolist() == pytest.approx([2.0, (1.5 + 1.75 + 1.5) / 3, 7.25 / 3])
-    assert table["seconds"].tolist() == pytest.approx([1.5] * 3)
-    assert table["failures"].tolist() == [0, 5, 0]
-
-    results = bo.final_table(runs)
-    assert list(results.index) == ["Branin 2", "Levy 10", "Hartmann 6"]
-    regrets = [math.log10(-0.397887 + value) for value in (1.0, 2.0)]
-    assert results.loc["Branin 2", ("mean", "DEQ-NNGP")] == pytest.approx(sum(regrets) / 2)
-    assert results.loc["Hartmann 6", ("mean", "linear")] == pytest.approx(-6.0)
-    assert math.isnan(results.loc["Hartmann 6", ("sem", "linear")])
-    values = bo.final_table([_run("BraninCurrin 2", "linear", seed, 5.0) for seed in range(2)])
-    assert values.loc["BraninCurrin 2"].tolist() == [5.0, 0.0]
-
-
-def test_only_what_all_have_finished_is_compared() -> None:
-    runs = [_run("Levy 10", name, 0, -1.0) for name in ("linear", "random")]
-    runs.append(_run("Levy 10", "linear", 1, -1.0))
-    assert bo.complete(runs, ("linear", "random")) == runs[:2]
-    assert bo.complete(runs, ("linear",)) == runs
-    assert bo.complete(runs, ("linear", "DEKer")) == []
-
-
-def test_figure() -> None:
-    runs = [
-        _run(problem, name, seed, value - seed)
-        for problem, value in (("Levy 10", -1.0), ("tanh network 20", 2.0), ("DTLZ2 6", 1.0))
-        for name in SURROGATES
-        for seed in range(2)
-    ]
-    figure = bo.draw(runs)
-    titles = ["Levy 10, 2 seeds", "tanh network 20, 2 seeds", "DTLZ2 6, 2 seeds"]
-    assert [axes.get_title() for axes in figure.axes] == titles
-    labels = ["simple regret", "best value", "hypervolume"]
-    assert [axes.get_ylabel() for axes in figure.axes] == labels
-    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "linear"]
-    line = figure.axes[0].lines[0]
-    assert list(line.get_xdata()) == [1, 2, 3]
-    assert line.get_ydata() == pytest.approx([6**0.5, 6**0.5, 2**0.5])
-    assert len(figure.legends[0].get_texts()) == len(SURROGATES)
-    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
-    assert len(styles) == len(SURROGATES)
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "torn", HEADER + "Levy 10,linear\n"])
@@ -271,12 +182,3 @@ def test_missing_backend_is_named(
     result = _invoke(tmp_path, "--backend", backend)
     assert result.exit_code == 1
     assert f"pip install {missing}" in str(result.exception)
-
-
-def test_speed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bo_speed, "_SURROGATES", ("linear", bo_speed.DEFAULT))
-    bo_speed.main(["--rounds", "1", "--fit-size", "6", "--step-size", "6"])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "fit, n = 6, d = 20" and lines[4] == "step, n = 6, d = 10"
-    for line in (lines[3], lines[6]):
-        assert line.startswith("  BoTorch default") and line.endswith(" 1.00")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("joblib")
 pytest.importorskip("matplotlib")
 pytest.importorskip("typer")
 
@@ -135,7 +136,7 @@ def test_a_run_goes_on_where_it_was_stopped(
 
     monkeypatch.setattr(deker_convergence.FeatureSGD, "draw_gram", counting)
     steps: list[str] = []
-    assert run_convergence(TINY, path, steps.append) == whole
+    assert run_convergence(TINY, path, on_row=steps.append) == whole
     assert len(drawn) == 3 and len(steps) == 8
     assert path.read_text(encoding="utf-8").splitlines(keepends=True) == lines
 
@@ -167,7 +168,7 @@ def _invoke(folder: Path, *arguments: str) -> Result:
     files = ("--output", str(folder / "plot.png"), "--csv", str(folder / "draws.csv"))
     return CliRunner().invoke(
         cli.build_app(),
-        ["benchmark", "deker-convergence", *files, *arguments],
+        ["benchmark", "deker-convergence", "--jobs", "1", *files, *arguments],
         env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
     )
 
@@ -199,3 +200,33 @@ def test_command_refuses_bad_settings(tmp_path: Path) -> None:
     (tmp_path / "draws.csv").write_text("a,b\n", encoding="utf-8")
     result = _invoke(tmp_path)
     assert result.exit_code == 2 and "not a file of this benchmark" in result.output
+
+
+def test_figure() -> None:
+    def summary(step: float, width: int, *means: float) -> deker_convergence.Summary:
+        intervals = [deker_convergence.Interval(m, 0.9 * m, 1.1 * m) for m in means]
+        return deker_convergence.Summary(step, width, 30, 3, 0, *intervals)
+
+    summaries = [
+        summary(1.0, 5, math.nan, math.nan, 1.0),  # undefined: no feature is left
+        summary(1.0, 10, 0.8, 0.3, 0.5),
+        summary(1.0, 100, 0.9, 0.4, 0.1),
+    ]
+    levels = deker_convergence.References(0.45, 0.95, 0.3)
+    figure = deker_convergence.draw(summaries, levels)
+    assert "interval of 3 draws" in figure.get_suptitle()
+    left, right = figure.axes
+    assert list(left.lines[0].get_xdata()) == [10, 100]
+    assert list(left.lines[0].get_ydata()) == [0.8, 0.9]
+    assert list(left.lines[1].get_ydata()) == [0.3, 0.4]
+    assert list(right.lines[0].get_ydata()) == [1.0, 0.5, 0.1]
+    assert len(left.collections) == 2 and len(right.collections) == 1
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    note = "step size h = 1"
+    limits = ["limit with the linear kernel", "limit with RBF"]
+    assert labels == [f"with the DEKer kernel, {note}", f"with RBF (control), {note}", *limits]
+    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    assert labels == [note, "best multiple of the linear kernel", "slope −1/2"]
+    assert (left.get_xscale(), right.get_yscale()) == ("log", "log")
+    assert left.get_ylabel() == "centred kernel alignment"
+    deker_convergence.draw(summaries[:1], levels)  # undefined at every width

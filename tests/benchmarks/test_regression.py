@@ -20,10 +20,12 @@ from typer.testing import CliRunner
 
 from gp_deq import cli
 from gp_deq.benchmarks import likelihood, regression, ridge
+from gp_deq.benchmarks.command import write_tables
 from gp_deq.benchmarks.contestants import KERNELS, start_kernel
+from gp_deq.benchmarks.experiment import Table
 from gp_deq.benchmarks.likelihood import fit_by_likelihood
 from gp_deq.benchmarks.regression import PROTOCOLS, RegressionConfig, run_regression
-from gp_deq.benchmarks.report import report
+from gp_deq.benchmarks.report import draw, tables
 from gp_deq.benchmarks.ridge import RIDGES, cross_validated_error, fit_by_ridge, settings
 from gp_deq.benchmarks.svgp import fit_by_bound
 from gp_deq.datasets import Dataset, load, train_test_split
@@ -32,6 +34,13 @@ from gp_deq.datasets import Dataset, load, train_test_split
 def small(name: str = "diabetes") -> Dataset:
     data = load(name)
     return Dataset(name, data.X[:70], data.y[:70], data.feature_names)
+
+
+def report(results: list[regression.Result]) -> tuple[dict[str, Table], list[str]]:
+    """Tables by their title, and notes."""
+    found = list(tables(results))
+    by_title = {item.title: item for item in found if isinstance(item, Table)}
+    return by_title, [item for item in found if isinstance(item, str)]
 
 
 @pytest.fixture(autouse=True)
@@ -156,9 +165,10 @@ def test_all_starts_failing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None
     config = RegressionConfig(datasets=("diabetes",), kernels=("RBF",), seeds=1, budget=2)
     (result,) = run_regression(config)
     assert result.failures == 2 and math.isnan(result.rmse) and math.isnan(result.coverage)
-    found = report([result])
-    assert found.tables["RMSE"].loc["RBF", "diabetes"] == "failed"
-    assert "RBF: 2 numerical failures in 1 runs." in found.notes
+    by_title, notes = report([result])
+    assert by_title["RMSE"].columns == ["kernel", "diabetes"]
+    assert by_title["RMSE"].rows == [["RBF", "failed"]]
+    assert "RBF: 2 numerical failures in 1 runs." in notes
 
 
 def test_all_settings_failing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,18 +202,18 @@ def test_same_numbers_again_and_after_a_kill(tmp_path: Path) -> None:
 
     assert [numbers(result) for result in again] == [numbers(result) for result in results]
     assert path.read_text(encoding="utf-8").splitlines(keepends=True)[:4] == lines[:4]
-    found = report(results)
-    assert set(found.tables) == {"RMSE", "NLPD", "inside 95 % intervals", "seconds", "mean rank"}
-    assert found.tables["RMSE"]["diabetes"].str.contains(r"\*").sum() == 1
+    by_title, notes = report(results)
+    assert set(by_title) == {"RMSE", "NLPD", "inside 95 % intervals", "seconds", "mean rank"}
+    assert sum("*" in row[1] for row in by_title["RMSE"].rows) == 1
     # two splits cannot show anything
-    assert not any("Wilcoxon" in note for note in found.notes)
+    assert not any("Wilcoxon" in note for note in notes)
     again = [dataclasses.replace(r, seed=r.seed + 2 * i) for i in range(5) for r in results]
-    notes = report(again).notes
+    _, notes = report(again)
     assert any("DEKer relu against NTK on diabetes" in note for note in notes)
-    found.write(tmp_path / "tables")
+    write_tables(tmp_path / "tables", tables(results))
     assert "DEKer relu" in (tmp_path / "tables" / "ridge-rmse.tex").read_text(encoding="utf-8")
     assert "| NNGP" in (tmp_path / "tables" / "ridge-rmse.md").read_text(encoding="utf-8")
-    assert len(found.draw().axes) == 2
+    assert len(draw(results).axes) == 2
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -231,3 +241,11 @@ def test_command(tmp_path: Path, protocol: str) -> None:
 def test_bad_configuration(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RegressionConfig(**change)  # type: ignore[arg-type]
+
+
+def test_defaults_are_those_of_the_protocol() -> None:
+    config = RegressionConfig.from_options(None, {"protocol": "sparse", "seeds": 1})
+    sparse = PROTOCOLS["sparse"]
+    assert (config.datasets, config.kernels) == (sparse.datasets, sparse.kernels)
+    assert (config.seeds, config.budget) == (1, sparse.budget)
+    assert RegressionConfig.from_options(None, {}) == RegressionConfig()

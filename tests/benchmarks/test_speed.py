@@ -2,27 +2,26 @@
 
 import csv
 import dataclasses
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("botorch")
+pytest.importorskip("joblib")
 
 from gp_deq.benchmarks import speed
+from gp_deq.benchmarks.runs import RunFile
+from gp_deq.benchmarks.speed_kernels import MATERN, KernelSpec
 
 CONFIG = dataclasses.replace(speed.SpeedConfig.quick(), memory=False)
 
 
 @pytest.fixture(scope="module")
 def records() -> list[speed.Record]:
-    steps: list[str] = []
-    found = [record for section in speed.run_speed(CONFIG, steps.append) for record in section]
-    assert len(steps) == CONFIG.num_steps
+    rows: list[str] = []
+    found = speed.EXPERIMENT.collect(CONFIG, on_row=rows.append)
+    assert len(rows) == len(found) == len(CONFIG.keys)
+    assert [record.key for record in found] == CONFIG.keys
     return found
 
 
@@ -45,7 +44,7 @@ def test_ratios_are_to_matern_in_the_same_section(records: list[speed.Record]) -
         (reference,) = [
             r
             for r in records
-            if (r.section, r.n, r.kernel) == (record.section, record.n, speed.MATERN.label)
+            if (r.section, r.n, r.kernel) == (record.section, record.n, MATERN.label)
         ]
         assert record.ratio == pytest.approx(record.value / reference.value)
 
@@ -65,101 +64,69 @@ def test_targets(records: list[speed.Record]) -> None:
 
 def test_csv_round_trip(records: list[speed.Record], tmp_path: Path) -> None:
     path = tmp_path / "speed.csv"
-    speed.write_csv(records, path)
+    RunFile(speed.Record, path).write(records)
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["kernel"] for row in rows] == [record.kernel for record in records]
     assert [float(row["value"]) for row in rows] == [record.value for record in records]
-    assert speed.read_csv(path) == records
-    assert speed.read_csv(tmp_path / "absent.csv") == []
+    assert RunFile(speed.Record, path).read() == records
+    assert RunFile(speed.Record, tmp_path / "absent.csv").read() == []
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="not a file of this benchmark"):
-        speed.read_csv(path)
+        speed.EXPERIMENT.collect(CONFIG, path)
 
 
-def test_finished_sections_are_not_repeated(records: list[speed.Record]) -> None:
+def test_finished_sections_are_not_repeated(
+    records: list[speed.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "speed.csv"
+    RunFile(speed.Record, path).write(records)
+
     def on_step(what: str) -> None:
         raise AssertionError(what)
 
-    again = [record for section in speed.run_speed(CONFIG, on_step, records) for record in section]
-    assert again == records
+    assert speed.EXPERIMENT.collect(CONFIG, path, on_step=on_step) == records
 
+    # stopped within a section: all of it is measured again, for ratios are of one run
+    sections: list[str] = []
+    measure = speed._measure
 
-def test_interleaved_times_discards_the_warmup_and_takes_turns() -> None:
-    calls: list[str] = []
+    def watching(section: str, *arguments: object) -> object:
+        sections.append(section)
+        return measure(section, *arguments)
 
-    def step(name: str, seconds: float) -> None:
-        calls.append(name)
-        time.sleep(seconds)
-
-    times = speed.interleaved_times(
-        {"slow": lambda: step("slow", 0.02), "fast": lambda: step("fast", 0.0)},
-        rounds=4,
-        warmup=2,
-    )
-    assert len(calls) == 12
-    rounds = [calls[i : i + 2] for i in range(0, 12, 2)]
-    assert all(sorted(names) == ["fast", "slow"] for names in rounds)
-    assert [len(values) for values in times.values()] == [4, 4]
-    assert min(times["slow"]) >= 0.02 > min(times["fast"])
-
-
-PEAK_OF_TWO_ALIVE = """
-import torch
-from gp_deq.benchmarks import speed
-
-def function():
-    first = torch.ones(2**22, dtype=torch.float64)  # 32 MiB
-    second = first + 1
-    del first
-    second += torch.ones(2**22, dtype=torch.float64)  # two alive, three allocated
-
-print(speed._peak_above_start(function))
-"""
-
-
-def test_peak_counts_what_is_alive_at_once() -> None:
-    # in a process of its own: the heap of this one may hold whatever the tests before it left
-    result = subprocess.run(
-        [sys.executable, "-c", PEAK_OF_TWO_ALIVE],
-        env={**os.environ, **speed.FREED_BLOCKS_GO_BACK},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert 60 < float(result.stdout) < 80
+    monkeypatch.setattr(speed, "_measure", watching)
+    kept = [r for r in records if r.section != "batch" or r.kernel != "RBF"]
+    RunFile(speed.Record, path).write(kept)
+    again = speed.EXPERIMENT.collect(CONFIG, path)
+    assert sections == ["batch"] and [r.key for r in again] == CONFIG.keys
+    assert [r for r in again if r.section != "batch"] == [
+        r for r in records if r.section != "batch"
+    ]
+    monkeypatch.setattr(speed, "_measure", lambda section, *_: sections.append(section) or [])
+    assert speed.EXPERIMENT.collect(CONFIG, path, resume=False) == []
+    assert sections[1:] == list(CONFIG.sections)
 
 
 def test_memory_of_the_kernels() -> None:
     """At n = 1000 a float64 matrix is 7.6 MiB; a step of RBF holds several of them."""
     matrix = 1000**2 * 8 / 2**20
-    matern = speed.peak_memory(speed.MATERN, 1000, 8)
-    deq = speed.peak_memory(speed.KernelSpec("DEQ-NNGP", "relu"), 1000, 8)
+    matern = speed.peak_memory(MATERN, 1000, 8)
+    deq = speed.peak_memory(KernelSpec("DEQ-NNGP", "relu"), 1000, 8)
     assert 10 * matrix < matern < 40 * matrix
     assert 3 * matrix < deq < 0.75 * matern
 
 
 def test_failure_in_the_memory_process_is_told() -> None:
     with pytest.raises(RuntimeError, match="unknown family"):
-        speed.peak_memory(speed.KernelSpec("nonsense"), 10, 2)
-
-
-def test_labels_and_kernels() -> None:
-    spec = speed.KernelSpec("DEQ-NNGP", "relu", weight_variance=1.98)
-    assert spec.label == "DEQ-NNGP relu w=1.98"
-    kernel = spec.build(3)
-    assert kernel.base_kernel.weight_variance.item() == pytest.approx(1.98)
-    assert all(p.dtype == torch.float64 and p.requires_grad for p in kernel.parameters())
-    assert kernel.base_kernel.lengthscale.shape == (1, 3)
-    with pytest.raises(ValueError, match="unknown family"):
-        speed.KernelSpec("nonsense").build(3)
+        speed.peak_memory(KernelSpec("nonsense"), 10, 2)
 
 
 def test_draw(records: list[speed.Record], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from gp_deq.plotting import save_figure
 
-    figure = speed.draw(records, speed.check_targets(records, CONFIG.n))
+    figure = speed.draw(records, speed.check_targets(records, CONFIG.n), "where")
     bars, by_n, by_depth = figure.axes
     assert len(bars.patches) == len(CONFIG.main_kernels)
     assert len(by_n.lines) == len(CONFIG.size_kernels)

@@ -440,6 +440,15 @@ def test_weight_variance_missing_or_given_twice() -> None:
             high_dimensional_coefficients(kernel, 0.1)
 
 
+def test_integer_weight_variance() -> None:
+    """As a tensor of integers too: the other arguments are not rounded to its dtype."""
+    found, expected = (
+        high_dimensional_coefficients("relu", weight, input_variance=0.9, tau0=1.5)
+        for weight in (torch.tensor(1), 1.0)
+    )
+    assert found == expected and found.tau.dtype == torch.float64
+
+
 def test_batch_of_kernels() -> None:
     with pytest.raises(ValueError, match="batch"):
         high_dimensional_coefficients(DEQNNGPKernel(batch_shape=torch.Size([2])))

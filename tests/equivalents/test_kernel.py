@@ -174,6 +174,32 @@ def test_identical_inputs() -> None:
     assert found[0, 1] == found[0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "options", [{}, {"tangent": True}, {"ard_num_dims": 9}, {"active_dims": [1, 3, 4, 8]}], ids=str
+)
+def test_integer_inputs(options: dict, dtype: torch.dtype) -> None:
+    """They are the same inputs as in floating point: `center` is not rounded to an integer."""
+    x = torch.randint(0, 5, (12, 9), generator=torch.Generator().manual_seed(3)).to(dtype)
+    found, expected = (
+        kernel_at(0.3, 1.3, reference, "relu", center=0.5, **options)
+        for reference in (x, x.double())
+    )
+    assert found.mean_square.equal(expected.mean_square)
+    assert found(x).to_dense().equal(expected(x.double()).to_dense())
+    assert found(x, x[:5]).to_dense().equal(expected(x.double(), x[:5].double()).to_dense())
+    assert found(x, diag=True).equal(expected(x.double(), diag=True))
+    single = found.float()
+    assert single(x).to_dense().equal(single(x.float()).to_dense())
+
+
+def test_large_integers_in_single_precision() -> None:
+    """Two integers that are one float32 number are one input."""
+    x = 2**24 + torch.tensor([[0, 0], [1, 0], [2, 0]])
+    kernel = HighDimensionalDEQKernel("erf", reference=x)
+    assert kernel(x).to_dense().equal(kernel(x.float()).to_dense())
+
+
 def test_structure_is_kept() -> None:
     x = points(40, 60)
     kernel = ScaleKernel(kernel_at(0.3, 1.0, x)).double()

@@ -13,6 +13,7 @@ from linear_operator.test.linear_operator_test_case import (
     RectangularLinearOperatorTestCase,
 )
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gp_deq.equivalents import EquivalentLinearOperator, squared_gram
 from gp_deq.equivalents.squared_gram import squared_gram_matmul
@@ -86,10 +87,10 @@ class TestRectangular(RectangularLinearOperatorTestCase, unittest.TestCase):
 # ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("few", [True, False], ids=["by rows", "by moments"])
+@pytest.mark.parametrize("few", [True, False], ids=["by rows", "by weighted Gram matrices"])
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "batch"])
 def test_product_in_blocks(few: bool, batch: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(squared_gram, "_few", lambda *args: few)
+    monkeypatch.setattr(squared_gram, "_few_inputs", lambda *args: few)
     monkeypatch.setattr(squared_gram, "_BLOCK", 16)
     generator = torch.Generator().manual_seed(0)
     shapes = [(*batch, 7, 5), (*batch, 6, 5), (*batch, 6, 3)]
@@ -106,10 +107,23 @@ def test_product_by_either_way(count: int, dims: int) -> None:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(count, dims, generator=generator, dtype=torch.float64)
     v = torch.randn(count, 2, generator=generator, dtype=torch.float64)
-    assert squared_gram._few(z, v) == (count == 40)
+    assert squared_gram._few_inputs(z, v) == (count == 40)
     expected = (z @ z.mT) ** 2 @ v
     # sums of n products, each to rounding
     assert (squared_gram_matmul(z, z, v) - expected).abs().max() < 1e-13 * expected.abs().max()
+
+
+def test_product_in_a_checkpoint() -> None:
+    """Its backward pass reads each saved tensor once, as ``use_reentrant=False`` asks."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    v = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+
+    def loss(z: Tensor) -> Tensor:
+        return squared_gram_matmul(z, z, v).sin().sum()
+
+    found = torch.autograd.grad(checkpoint(loss, z, use_reentrant=False), z)[0]
+    assert found.equal(torch.autograd.grad(loss(z), z)[0])
 
 
 def test_no_inputs() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gp_deq import DEQNNGPKernel, DEQNTKKernel
-from gp_deq.equivalents import centered_kernel, equivalent_kernel, spectrum
+from gp_deq.equivalents import centered_kernel, equivalent_kernel, match_explicit, spectrum
 
 pytestmark = pytest.mark.filterwarnings("ignore:The squared norms")
 
@@ -89,6 +89,23 @@ def test_centred_kernel() -> None:
     hidden = kernel_of(DEQNTKKernel, trained="hidden")
     with pytest.raises(ValueError, match="recurrent"):
         centered_kernel(hidden, X)
+
+
+@pytest.mark.parametrize("cls", [DEQNNGPKernel, DEQNTKKernel])
+def test_integer_inputs(cls: type) -> None:
+    """Half of the entries are 0 and half 1, so that a center of 0.5 is what matters."""
+    X = torch.randint(0, 2, (30, 50), generator=torch.Generator().manual_seed(0))
+    options = {} if cls is DEQNNGPKernel else {"trained": "recurrent"}
+    kernel = kernel_of(cls, center=0.5, **options)
+    found, expected = spectrum(kernel, X), spectrum(kernel, X.double())
+    assert found.exact.equal(expected.exact) and found.equivalent.equal(expected.equivalent)
+    assert found.equivalent_error == expected.equivalent_error
+    if cls is DEQNNGPKernel:
+        assert found.explicit.equal(expected.explicit)
+        network = match_explicit(kernel, X)
+        assert network.parameters == match_explicit(kernel, X.double()).parameters
+        module = network.module(50, 64)
+        assert module(X).equal(module(X.double()))
 
 
 def test_plot() -> None:

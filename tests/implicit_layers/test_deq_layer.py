@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 
 import gpytorch
@@ -12,6 +13,8 @@ import pytest
 import torch
 from gpytorch.kernels import Kernel, RBFKernel
 from torch import Tensor
+from torch.autograd.functional import hessian, jacobian
+from torch.utils.checkpoint import checkpoint
 
 from gp_deq import DEQNNGPKernel
 from gp_deq.equilibrium import ConvergenceWarning
@@ -264,6 +267,81 @@ def test_float32_and_state() -> None:
         assert torch.equal(copy(x), z)
     assert torch.equal(pickle.loads(pickle.dumps(layer))(x), z)
     assert set(layer.state_dict()) == {"recurrent.weight", "injection.weight", "injection.bias"}
+
+
+def make_layer(kind: str) -> tuple[DEQLayer | ConvDEQLayer, Tensor]:
+    if kind == "dense":
+        return DEQLayer(3, 4), torch.randn(5, 3)
+    return ConvDEQLayer(2, 3, 3), torch.randn(2, 2, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolution"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast(kind: str, half: torch.dtype) -> None:
+    """The layer stays in float32, also between others that do not."""
+    layer, x = make_layer(kind)
+
+    def evaluate(x: Tensor, autocast: bool, backward: bool) -> list[Tensor]:
+        x = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=half, enabled=autocast):
+            z = layer(x)
+        with torch.autocast("cpu", dtype=half, enabled=backward):
+            z.square().sum().backward()
+        gradients = [x.grad, *(p.grad for p in layer.parameters())]
+        layer.zero_grad()
+        return [z.detach(), *(g for g in gradients if g is not None)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        plain = evaluate(x, False, False)
+        for found, expected in zip(evaluate(x, True, False), plain, strict=True):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected)
+        assert layer.solver_report is not None and layer.solver_report.iterations < 30
+        # a backward pass inside autocast, which torch advises against, rounds products to bfloat16,
+        # but its solve is that of float32
+        for found, expected in zip(evaluate(x, True, True), plain, strict=True):
+            assert (found - expected).norm() < 4 * torch.finfo(half).eps * expected.norm()
+        assert layer.adjoint_report is not None and layer.adjoint_report.iterations < 30
+        rounded = x.to(half)
+        with torch.autocast("cpu", dtype=half):
+            torch.testing.assert_close(layer(rounded), layer(rounded.float()))
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolution"])
+def test_checkpointed(kind: str) -> None:
+    """First and second derivatives of a layer that is computed anew in the backward pass."""
+    layer, x = make_layer(kind)
+    layer = layer.double()
+
+    def derivatives(fn: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        leaf = x.double().requires_grad_()
+        (first,) = torch.autograd.grad(fn(leaf).square().sum(), leaf, create_graph=True)
+        return [first, *torch.autograd.grad(first.square().sum(), [leaf, *layer.parameters()])]
+
+    found = derivatives(lambda x: checkpoint(layer, x, use_reentrant=False))
+    for one, two in zip(found, derivatives(layer), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolution"])
+def test_batched_gradients(kind: str) -> None:
+    """All rows of a Jacobian or a Hessian at once, and gradients of them."""
+    layer, x = make_layer(kind)
+    layer, x = layer.double(), x[:2].double()
+
+    def loss(x: Tensor) -> Tensor:
+        return layer(x).square().sum()
+
+    for derivative, fn in ((jacobian, layer), (hessian, loss)):
+        leaf = x.clone().requires_grad_()
+        one, two = (
+            derivative(fn, leaf, create_graph=True, vectorize=vectorize)
+            for vectorize in (False, True)
+        )
+        torch.testing.assert_close(one, two)
+        slopes = [torch.autograd.grad(J.square().sum(), leaf)[0] for J in (one, two)]
+        torch.testing.assert_close(*slopes)
 
 
 def test_no_silent_failure() -> None:

@@ -19,6 +19,8 @@ from linear_operator.utils.errors import NotPSDError
 from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
+from torch.autograd.functional import jacobian
+from torch.utils.checkpoint import checkpoint
 
 from gp_deq import DEQNNGPKernel, settings
 from gp_deq.equilibrium import ConvergenceWarning
@@ -277,6 +279,48 @@ def test_large_counts() -> None:
     Y = torch.tensor([1e6, 2e6, 5e5, 1e6, 3e6], dtype=torch.float64)
     glm = KernelGLM(RBFKernel().double(), "poisson", 1e-3).double()
     assert torch.allclose(glm(X, Y), Y, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [RBFKernel, DEQNNGPKernel])
+@pytest.mark.parametrize("solver", ["newton", "plain"])
+def test_autocast(kernel: type, solver: str) -> None:
+    """Values and gradients are those of float32, also of inputs that come in half precision."""
+    X = inputs(10).float()
+    Y = targets(Bernoulli(), X)
+    glm = KernelGLM(kernel(), "bernoulli", 10.0, solver=solver)  # type: ignore[arg-type]
+
+    def evaluate(enabled: bool, X: Tensor = X) -> list[Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found = glm(X, Y, X[:3])
+            weights = glm.weights(X)
+        gradients = torch.autograd.grad(found.sum(), list(glm.parameters()))
+        return [found.detach(), *weights, *gradients]
+
+    for found, expected in zip(evaluate(True), evaluate(False), strict=True):
+        torch.testing.assert_close(found, expected)
+    half = X.bfloat16()
+    for found, expected in zip(evaluate(True, half), evaluate(False, half.float()), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("solver", ["newton", "plain"])
+def test_checkpointing_and_batched_gradients(solver: str) -> None:
+    X = inputs(6)
+    Y = targets(Bernoulli(), X)
+    glm = KernelGLM(RBFKernel().double(), "bernoulli", 10.0, solver=solver)  # type: ignore[arg-type]
+
+    def means(X: Tensor) -> Tensor:
+        return glm(X, Y)
+
+    def gradients(fn: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        leaf = X.clone().requires_grad_()
+        (first,) = torch.autograd.grad(fn(leaf).square().sum(), leaf, create_graph=True)
+        return [first, *torch.autograd.grad(first.square().sum(), leaf)]
+
+    again = gradients(lambda X: checkpoint(means, X, use_reentrant=False))
+    for one, two in zip(again, gradients(means), strict=True):
+        assert torch.equal(one, two)
+    torch.testing.assert_close(jacobian(means, X, vectorize=True), jacobian(means, X))
 
 
 def test_hyperparameters() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gpytorch.constraints import GreaterThan, Interval, Positive
-from gpytorch.kernels import Kernel, ScaleKernel
+from gpytorch.kernels import Kernel, RBFKernel, ScaleKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from torch import Tensor
 
@@ -299,3 +299,64 @@ def test_bad_trained(cls: type[Kernel], trained: object) -> None:
     for name in ("all", "hidden", "recurrent", "preactivation"):
         assert f"'{name}'" in str(error.value)
     assert repr(trained) in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------
+# Integers, and arguments of another kernel
+# ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, DEKerKernel])
+@pytest.mark.parametrize("integer", [torch.int64, torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("diag", [False, True])
+def test_integer_inputs_are_numbers(
+    cls: type[Kernel], integer: torch.dtype, dtype: torch.dtype, diag: bool
+) -> None:
+    """Drawn by torch.randint, say; a center of 0.5 is not rounded to an integer."""
+    kernel = cls(center=0.5, ard_num_dims=2).to(dtype)
+    x1 = torch.tensor([[0, 1], [3, 2], [1, 1]]).to(integer)
+    x2 = torch.tensor([[1, 0], [2, 2], [1, 1]]).to(integer)
+    for first, second in ((x1, x2), (x1, x1), (x1, x2.to(dtype))):
+        found = kernel(first, second, diag=diag)
+        expected = kernel(first.to(dtype), second.to(dtype), diag=diag)
+        found, expected = (x if diag else x.to_dense() for x in (found, expected))
+        assert found.dtype == dtype and torch.equal(found, expected)
+
+
+def test_integer_inputs_of_features() -> None:
+    """A kernel as features of DEKer sees them as numbers too."""
+    kernel = DEKerKernel(features=RBFKernel(), center=0.5).double()
+    x = torch.arange(6).reshape(3, 2)
+    assert torch.equal(kernel(x).to_dense(), kernel(x.double()).to_dense())
+    assert torch.equal(kernel.nugget(x), kernel.nugget(x.double()))
+
+
+@pytest.mark.parametrize(
+    ("cls", "other"), [(DEQNNGPKernel, "NNGPKernel"), (DEQNTKKernel, "NTKKernel")]
+)
+@pytest.mark.parametrize("argument", [{"depth": 3}, {"input_injection": True}], ids=str)
+def test_depth_of_an_infinitely_deep_network(cls: type[Kernel], other: str, argument: dict) -> None:
+    with pytest.raises(TypeError, match=rf"no depth to choose.*{other}\(depth="):
+        cls(**argument)
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, DEKerKernel])
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [
+        ("ard_num_dim", "ard_num_dims"),
+        ("ard_dims", "ard_num_dims"),
+        ("active_dim", "active_dims"),
+        ("lengthscale_priors", "lengthscale_prior"),
+        ("centre", "center"),
+    ],
+)
+def test_misspelt_argument(cls: type[Kernel], name: str, close: str) -> None:
+    with pytest.raises(TypeError, match=rf"{cls.__name__} has no argument '{name}'.*{close}"):
+        cls(**{name: 3})
+
+
+def test_argument_of_no_kernel() -> None:
+    with pytest.raises(TypeError, match=r"no argument 'foo'\. It has activation, active_dims"):
+        DEQNNGPKernel(foo=1)

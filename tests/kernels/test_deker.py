@@ -24,10 +24,10 @@ from torch.func import functional_call
 from gp_deq import DEKerKernel, NNGPKernel, settings
 from gp_deq.activations import ExponentialFamilyLink, PairCovariance, get_link
 from gp_deq.activations.injected import injected_angle
-from gp_deq.equilibrium import ConvergenceWarning, SolverMonitor
-from gp_deq.equilibrium.gradient_angles import above_critical
-from gp_deq.equilibrium.gradient_updates import update_pairs
-from gp_deq.equilibrium.pairwise import pairwise
+from gp_deq.equilibrium import ConvergenceWarning, PairProfile, Recomputed, SolverMonitor
+from gp_deq.kernels.deker.angle_fixed_point import above_critical
+from gp_deq.kernels.deker.observed import observe
+from gp_deq.kernels.deker.updates import update
 
 LINK_NAMES = ["relu", "identity", "logistic", "tanh", "softplus-gaussian"]
 STEPS = [1, 2, 5, 20, None]
@@ -123,8 +123,8 @@ def test_one_update_from_another_covariance() -> None:
     one = torch.ones(1, 1, dtype=torch.float64)
     start = PairCovariance(one, 2.25 * one, (3.25 - 0.9) * one, -1.25 * one)
     b = PairCovariance.from_inputs(x[:1], x[1:], 0.0)
-    features = make()._features(b, [], b.sqdist == 0)
-    value = update_pairs(get_link("relu"), features, 1, 1.0, one, start).cov.item()
+    features, _ = observe("relu", b)
+    value = update(get_link("relu"), features, 1.0, one, start).cov.item()
     assert round(value, 5) == 0.22444
 
 
@@ -342,10 +342,12 @@ def test_both_forms_of_rectified_updates_agree(features: str) -> None:
     """As an angle, and as a covariance through the link's own expectations."""
     kernel = make(features=features, num_steps=4, step_size=0.8)
     x, y = points(6, 3), points(5, 3, seed=1)
-    z1, z2, values = kernel._arguments(x, y, False)
-    b = PairCovariance.from_inputs(z1, z2, values[2])
-    general = kernel._read_out(b, SolverMonitor(), values[0], values[1], [], False)
-    close(dense(kernel, x, y), general.detach(), 1e-13)
+    scale = kernel.lengthscale.detach() * 3**0.5
+    psi = PairCovariance.from_inputs(x / scale, y / scale, kernel.bias_variance.detach())
+    observed = observe(features, psi)[0].scaled(kernel.feature_scale.detach())
+    for _ in range(4):
+        psi = update(kernel.link, observed, 0.8, kernel.regularization.detach(), psi)
+    close(dense(kernel, x, y), psi.cov, 1e-13)
 
 
 @both_features
@@ -939,6 +941,13 @@ def fast_path_points(shape: str) -> tuple[Tensor, Tensor | None]:
     return x1, torch.randn(*leading[:-1], 7, 3, dtype=torch.float64, generator=generator)
 
 
+def reference(kernel: DEKerKernel, x1: Tensor, x2: Tensor) -> Tensor:
+    """The matrix as a function that PyTorch can differentiate any number of times."""
+    values = [getattr(kernel, name) for name in kernel.hyperparameter_names]
+    function = kernel._pair_function(SolverMonitor())
+    return function(kernel._scale(x1), kernel._scale(x2), *values)
+
+
 def check_fast_path(
     kernel: DEKerKernel, shape: str, x1: Tensor, x2: Tensor | None, room: float
 ) -> None:
@@ -948,16 +957,10 @@ def check_fast_path(
         kernel.raw_regularization.data = kernel.raw_regularization.data.contiguous()
         kernel.raw_regularization.data[1, 0] += 0.5
     leaves = [x.requires_grad_() for x in (x1, x2) if x is not None] + [*kernel.parameters()]
-    fast = kernel.forward(x1, x1 if x2 is None else x2)
-    hyperparameters = [kernel._hyperparameter(name) for name in kernel._hyperparameters]
-    slow = pairwise(
-        kernel._pair_function(SolverMonitor()),
-        kernel._scale(x1),
-        None if x2 is None else kernel._scale(x2),
-        *hyperparameters,
-    )
+    others = x1 if x2 is None else x2
+    fast = kernel.forward(x1, others)
     assert kernel.solver_report.converged
-    assert "_FastMatrix" in str(fast.grad_fn.next_functions) + str(fast.grad_fn)
+    slow = reference(kernel, x1, others)
     assert (fast - slow).abs().max() <= 1e-13 * slow.detach().abs().max()
     generator = torch.Generator().manual_seed(0)
     upstream = torch.randn(fast.shape, dtype=torch.float64, generator=generator)
@@ -1014,16 +1017,22 @@ def test_fast_path_of_series_and_reference(link: str | tuple, features: str, sha
     check_fast_path(kernel, shape, x1, x2, room=1e-10)
 
 
-def test_where_the_fast_path_of_series_ends() -> None:
-    """After finitely many updates the reference is left."""
-
-    def way(*args: object, **options: object) -> str:
-        value = DEKerKernel(*args, **options).forward(*2 * [torch.randn(5, 2)])
-        return str(value.grad_fn.next_functions) + str(value.grad_fn)
-
-    assert "_FastMatrix" in way("tanh")
-    assert "_FastMatrix" in way(JUMP, coincident="sgd")
-    assert "_Pairwise" in way("tanh", num_steps=2)
+@pytest.mark.parametrize(
+    "link, options, expected",
+    [
+        ("relu", {}, PairProfile),
+        ("relu", {"num_steps": 5}, PairProfile),
+        ("relu", {"num_steps": 20}, Recomputed),
+        ("tanh", {"num_steps": 2}, Recomputed),
+    ],
+)
+def test_how_pairs_are_computed(link: str, options: dict, expected: type) -> None:
+    """Roots of roots of an angle have no series, nor have updates of another link."""
+    kernel = DEKerKernel(link, **options).double()
+    values = [getattr(kernel, name) for name in kernel.hyperparameter_names]
+    assert isinstance(kernel._pair_map(SolverMonitor(), *values), expected)
+    x = points(5, 2)
+    close(dense(kernel, x), reference(kernel, x, x).detach())
 
 
 def test_nugget_of_a_smooth_rho() -> None:
@@ -1044,11 +1053,34 @@ def test_nugget_of_a_smooth_rho() -> None:
         torch.testing.assert_close(sgd - continuous, nugget, rtol=1e-10, atol=1e-13)
 
 
-def test_many_updates_take_the_reference() -> None:
-    """Roots of roots of an angle have no series of a reasonable degree."""
-    kernel = DEKerKernel(num_steps=20).double()
-    value = kernel.forward(*2 * [torch.randn(5, 2, dtype=torch.float64)])
-    assert "_Pairwise" in str(value.grad_fn.next_functions) + str(value.grad_fn)
+@pytest.mark.parametrize("link", ["tanh", "logistic", "softplus-gaussian"])
+@both_features
+@both_dtypes
+def test_large_inputs_leave_small_ones_alone(link: str, features: str, dtype: torch.dtype) -> None:
+    """Inputs of 1e-4 to 1e4 at once: converged, and the small ones as if they were alone.
+
+    The equation has the condition number 1/(1 - (critical/lambda)^2), relative to variances.
+    """
+    for seed in range(15):
+        generator = torch.Generator().manual_seed(seed)
+
+        def uniform(low: float, high: float) -> float:
+            share = torch.rand((), generator=generator, dtype=torch.float64).item()  # noqa: B023
+            return low * (high / low) ** share
+
+        factor = 1 + uniform(1e-3, 3.0)
+        critical = get_link(link).critical_regularization
+        kernel = make(link, features, factor * critical, uniform(0.05, 5.0), dtype=dtype)
+        kernel.lengthscale, kernel.bias_variance = uniform(1e-2, 1e3), uniform(1e-10, 1e5)
+        sizes = torch.tensor(sorted(uniform(1e-4, 1e4) for _ in range(40)))
+        x = (sizes[:, None] * torch.randn(40, 2, generator=generator)).to(dtype)
+        together = dense(kernel, x)[:20, :20]
+        assert kernel.solver_report.converged
+        alone = dense(kernel, x[:20])
+        variances = alone.diagonal()
+        bound = 64 * torch.finfo(dtype).eps / (1 - factor**-2)
+        mean = (variances[:, None] + variances) / 2
+        assert bool(((together - alone).abs() <= bound * mean).all())
 
 
 def test_an_unbounded_rho_may_leave_no_fixed_point() -> None:
