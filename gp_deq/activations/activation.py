@@ -43,6 +43,11 @@ class Activation(ABC):
     #: equilibrium are then several times faster.
     smooth: bool = False
 
+    #: Whether :meth:`dual` and :meth:`derivative_dual` take and return a
+    #: :class:`~gp_deq.activations.pair_covariance.DetailedPair`, so that no digits are lost between
+    #: inputs of large or very different variance.
+    detailed: bool = False
+
     def __call__(self, u: Tensor) -> Tensor:
         r"""The function itself, :math:`\varphi(u)` elementwise.
 
@@ -212,6 +217,35 @@ class Activation(ABC):
     def variance_slope(self, pair: PairCovariance) -> Tensor:
         """Derivative of ``G`` with respect to ``var1`` at fixed covariance, ``... x n x m``."""
         return self.variance_slopes(*self._pair_features(pair), pair.sqdist)[0]
+
+    def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
+        r"""Error of the kernel of a pair without details, in units in the last place; an estimate.
+
+        A squared distance m made of coordinates is exact, but :math:`2c = v_1 + v_2 - m` errs by a
+        rounding error of the sum. So does the determinant :math:`v_1 v_2 - c^2`, by that sum times
+        the smaller of m and 2c, or times the difference of the variances. Here these enter ``G``,
+        of the order of one, and ``P``, of the order of :math:`D^{-1/2}`, as they do for the error
+        function.
+
+        Args:
+            var1: Variances of the injected inputs, ``... x n x 1``.
+            var2: ``... x 1 x m``.
+            cov: Their covariances, ``... x n x m``.
+            tangent: Whether the kernel depends on ``P``.
+        """
+        by_value, by_slope = self._losses(var1, var2, cov)
+        return torch.maximum(by_value, by_slope) if tangent else by_value
+
+    @staticmethod
+    def _losses(var1: Tensor, var2: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+        """Errors of ``G`` and of ``P``, the latter in relative terms."""
+        total, size = var1 + var2, cov.abs()
+        spread = torch.minimum((total - 2 * cov).clamp_min(0.0) + (var1 - var2).abs(), 2 * size)
+        spread = total * spread
+        det = 1 + 2 * total + 4 * (var1 * var2 - size.square()).clamp_min(0.0)
+        by_slope = spread / det
+        by_value = 2 * det.sqrt() * (total + size * by_slope) / (det + 4 * size.square())
+        return by_value, by_slope
 
     def _pair_features(self, pair: PairCovariance) -> tuple[Tensor, Tensor]:
         return self.features(pair.var1), self.features(pair.var2.mT)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .pair_covariance import PairCovariance, bounded
+from .detailed_pair import dual_in_detail
+from .pair_covariance import DetailedPair, PairCovariance, bounded
 
 
 class Erf(Activation):
@@ -25,6 +26,7 @@ class Erf(Activation):
     """
 
     smooth = True
+    detailed = True
 
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`Activation.__call__`."""
@@ -91,20 +93,30 @@ class Erf(Activation):
         arc1, arc2 = _arc(var1), _arc(var2)
         total = var1 + var2
         size = (1 + 2 * var1) * (1 + 2 * var2)
-        spread = bounded(sqdist * (2 * total - sqdist) - vardiff.square(), 0.0)
-        arc = torch.atan2(total - sqdist, determinant(var1, var2, total, sqdist, 2.0).sqrt())
+        if isinstance(pair, DetailedPair):
+            spread = 4 * pair.gram
+        else:
+            spread = bounded(sqdist * (2 * total - sqdist) - vardiff.square(), 0.0)
+        arc = torch.atan2(2 * pair.cov, determinant_of(pair, 2.0).sqrt())
         roots = (1 + 4 * var1).sqrt() + (1 + 4 * var2).sqrt()
         gap = (spread + 4 * (vardiff / roots).square()) / size
         close = 2 * sqdist < total  # elsewhere nothing cancels
         sine = torch.where(close, ((arc1 + arc2) / 2 + arc).sin(), 1.0)
         near = 2 * torch.where(close, gap / sine, 0.0).clamp(0.0, 1.0).asin()
         far = arc1 + arc2 - 2 * arc
-        return PairCovariance(
+        dual = PairCovariance(
             arc1 * (2 / math.pi),
             arc2 * (2 / math.pi),
             torch.where(close, near, far) * (2 / math.pi),
             self.diagonal_difference(var1, var2, vardiff),
         )
+        if isinstance(pair, DetailedPair):
+            return dual_in_detail(dual, arc * (2 / math.pi))
+        return dual
+
+    def derivative_dual(self, pair: PairCovariance) -> Tensor:
+        """See :meth:`Activation.derivative_dual`."""
+        return (4 / math.pi) / determinant_of(pair, 2.0).sqrt()
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""
@@ -152,6 +164,14 @@ def determinant(var1: Tensor, var2: Tensor, total: Tensor, sqdist: Tensor, scale
         direct = 4 * (var1 * var2) - (total - sqdist).square()
         spread = torch.where(radial > 4 * (var1 * var2), direct, spread)
     return bounded(spread, 0.0) * (scale**2 / 4) + (1 + scale * total)
+
+
+def determinant_of(pair: PairCovariance, scale: float) -> Tensor:
+    """:func:`determinant` of a pair."""
+    total = pair.var1 + pair.var2
+    if isinstance(pair, DetailedPair):
+        return pair.gram * scale**2 + (1 + scale * total)
+    return determinant(pair.var1, pair.var2, total, pair.sqdist, scale)
 
 
 def _comparable(var1: Tensor, var2: Tensor) -> bool:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .erf import Erf, determinant
-from .pair_covariance import PairCovariance, bounded
+from .detailed_pair import dual_in_detail
+from .erf import Erf, determinant, determinant_of
+from .pair_covariance import DetailedPair, PairCovariance, bounded
 
 
 class GELU(Activation):
@@ -27,6 +28,7 @@ class GELU(Activation):
     """
 
     smooth = True
+    detailed = True
 
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`Activation.__call__`."""
@@ -48,8 +50,13 @@ class GELU(Activation):
         var1, var2 = features1, features2.mT
         total = var1 + var2
         det = determinant(var1, var2, total, sqdist, 1.0)
+        return self._from_covariance(var1, var2, (total - sqdist) / 2, det)
+
+    @staticmethod
+    def _from_covariance(
+        var1: Tensor, var2: Tensor, cov: Tensor, det: Tensor
+    ) -> tuple[Tensor, Tensor]:
         root = det.sqrt()
-        cov = (total - sqdist) / 2
         inverse1, inverse2 = 1 / (1 + var1), 1 / (1 + var2)
         both = torch.atan2(cov, root) / (2 * math.pi) + 0.25
         shrunk = (cov * inverse1) * (cov * inverse2)
@@ -132,12 +139,17 @@ class GELU(Activation):
         """
         var1, var2, sqdist, vardiff = pair
         total = var1 + var2
-        value, _ = self.expectations(var1, var2.mT, sqdist)
+        value, _ = self._from_covariance(var1, var2, pair.cov, determinant_of(pair, 1.0))
         diagonal1, diagonal2 = self.diagonal(var1), self.diagonal(var2)
         halved = PairCovariance(*(term / 2 for term in pair))
+        if isinstance(pair, DetailedPair):
+            halved = DetailedPair(halved, pair.cov / 2, pair.opposite / 2, pair.gram / 4)
         arc_bend = (math.pi / 2) * Erf().dual(halved).sqdist
         arc_gap = (math.pi / 2) * Erf().diagonal_difference(*halved[:2], halved.vardiff)
-        spread = bounded((2 * total - sqdist) * sqdist - vardiff.square(), 0.0) / 4
+        if isinstance(pair, DetailedPair):
+            spread = pair.gram
+        else:
+            spread = bounded((2 * total - sqdist) * sqdist - vardiff.square(), 0.0) / 4
         root1, root2, root = (
             (1 + 2 * var1).sqrt(),
             (1 + 2 * var2).sqrt(),
@@ -150,7 +162,7 @@ class GELU(Activation):
         inverse_bend = (spread / root) * (both / size) + (shift / root) * ((both + root) / size)
         inverse_bend = 2 * inverse_bend / (root1 * root2)
         inverse1, inverse2 = 1 / (1 + var1), 1 / (1 + var2)
-        arc = torch.atan2((total - sqdist) / 2, root)
+        arc = torch.atan2(pair.cov, root)
         near = (
             sqdist * (math.pi / 2 + arc)
             + total / 2 * arc_bend
@@ -160,12 +172,52 @@ class GELU(Activation):
             + inverse_bend
         ) / (2 * math.pi)
         far = diagonal1 + diagonal2 - 2 * value
-        return PairCovariance(
+        dual = PairCovariance(
             diagonal1,
             diagonal2,
             bounded(torch.where(2 * sqdist < total, near, far), 0.0),
             self.diagonal_difference(var1, var2, vardiff),
         )
+        if isinstance(pair, DetailedPair):
+            return dual_in_detail(dual, value, self._gram(pair))
+        return dual
+
+    def derivative_dual(self, pair: PairCovariance) -> Tensor:
+        """See :meth:`Activation.derivative_dual`."""
+        return self._from_covariance(*pair[:2], pair.cov, determinant_of(pair, 1.0))[1]
+
+    @staticmethod
+    @torch.no_grad()
+    def _gram(pair: DetailedPair) -> Tensor:
+        r"""The determinant :math:`g_1 g_2 - G^2`, between parallel inputs of large variance too.
+
+        With :math:`2\pi G = \pi c + \rho`, :math:`\rho = R - c \arctan(\sqrt D / c)`, and
+        :math:`\rho_i` on the diagonal, :math:`4\pi^2` times it is :math:`\pi^2 (v_1 v_2 - c^2) +
+        \pi (v_1 \rho_2 + v_2 \rho_1 - 2 c \rho) + \rho_1 \rho_2 - \rho^2`. Where the inputs
+        are parallel, :math:`\rho` is of the order of the root of the variances.
+        """
+
+        def remainder(var1: Tensor, var2: Tensor, cov: Tensor, det: Tensor) -> Tensor:
+            root, shrink1, shrink2 = det.sqrt(), 1 / (1 + var1), 1 / (1 + var2)
+            ends = (var1 * shrink1) * (var2 * shrink2) * root
+            return ends + (cov * shrink1) * (cov * shrink2) / root - cov * torch.atan2(root, cov)
+
+        var1, var2 = pair[:2]
+        one = remainder(var1, var1, var1, 1 + 2 * var1)
+        two = remainder(var2, var2, var2, 1 + 2 * var2)
+        both = remainder(var1, var2, pair.cov, determinant_of(pair, 1.0))
+        linear = var1 * two + var2 * one - 2 * pair.cov * both
+        rest = one * two - both.square()
+        gram = pair.gram / 4 + linear / (4 * math.pi) + rest / (4 * math.pi**2)
+        return gram.clamp_min(0.0)
+
+    def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
+        """See :meth:`Activation.loss`; only ``P`` shows it, multiplied by the covariance."""
+        if not tangent:
+            return torch.zeros_like(cov)
+        by_angle, by_slope = self._losses(var1, var2, cov)
+        density = by_slope / (1 + torch.minimum(var1, var2)).sqrt()
+        return (by_angle + density) * cov.abs() / (1 + var1 + var2)
 
     def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_difference`; by the terms of :meth:`dual`."""

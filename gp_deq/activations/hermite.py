@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
+from .detailed_pair import dual_in_detail
 from .gradients import value_and_slope
-from .pair_covariance import PairCovariance, bounded
+from .pair_covariance import DetailedPair, PairCovariance, bounded
 from .power_series import UNIT_ROOT, diagonal_series, expansion_dual, power_series
 
 
@@ -52,6 +53,7 @@ class Hermite(Activation):
 
     closed_form = False
     smooth = True
+    detailed = True
 
     def __init__(
         self,
@@ -154,22 +156,33 @@ class Hermite(Activation):
         The squared distance is :math:`\sum_k (a_k - a_k')^2 + 2 e \sum_j r^j \sum_{k > j} a_k
         a_k'` with :math:`e = 1 - r`, the second sum by summation by parts.
         """
-        value1, value2 = (self._split(features)[2] for features in self._pair_features(pair))
-        return expansion_dual(value1, value2, pair)
+        return self._dual(pair, *self._pair_features(pair))
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
         features1, features2 = self._pair_features(pair)
-        correlation = self._correlation(features1, features2, pair.sqdist)
-        return self._slope(features1, features2, correlation)
+        return self._slope(features1, features2, self._pair_correlation(pair, features1, features2))
 
     def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
         """See :meth:`Activation.dual_and_derivative`."""
         features1, features2 = self._pair_features(pair)
-        value1, value2 = (self._split(features)[2] for features in (features1, features2))
-        correlation = self._correlation(features1, features2, pair.sqdist)
+        correlation = self._pair_correlation(pair, features1, features2)
         slope = self._slope(features1, features2, correlation)
-        return expansion_dual(value1, value2, pair), slope
+        return self._dual(pair, features1, features2), slope
+
+    def _dual(self, pair: PairCovariance, features1: Tensor, features2: Tensor) -> PairCovariance:
+        value1, value2 = (self._split(features)[2] for features in (features1, features2))
+        dual = expansion_dual(value1, value2, pair)
+        if isinstance(pair, DetailedPair):
+            return dual_in_detail(dual, power_series(value1, value2, pair.correlation))
+        return dual
+
+    def _pair_correlation(
+        self, pair: PairCovariance, features1: Tensor, features2: Tensor
+    ) -> Tensor:
+        if isinstance(pair, DetailedPair):
+            return pair.correlation
+        return self._correlation(features1, features2, pair.sqdist)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`; cut at the same degree."""

@@ -54,7 +54,7 @@ def exact_angle(x1: Tensor, x2: Tensor, bias_variance: Tensor) -> Tensor:
 
 
 def _between_unit_vectors(x1: Tensor, x2: Tensor, bias_variance: Tensor) -> Tensor:
-    first, second = (_unit_vectors(x, bias_variance) for x in (x1, x2))
+    first, second = (unit_vectors(x, bias_variance) for x in (x1, x2))
     columns = zip(*(part.unbind(-1) for part in (*first, *second)), strict=True)
     difference = total = torch.zeros((), dtype=x1.dtype, device=x1.device)
     for high1, low1, high2, low2 in columns:
@@ -65,14 +65,28 @@ def _between_unit_vectors(x1: Tensor, x2: Tensor, bias_variance: Tensor) -> Tens
     return 2 * torch.atan2(difference.sqrt_(), total.sqrt_())
 
 
-def _unit_vectors(x: Tensor, bias_variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions of the inputs with the bias as a coordinate, as sums of a high and a low part."""
+def unit_vectors(
+    x: Tensor, bias_variance: Tensor, rest: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Directions of the inputs with the bias as a coordinate, as sums of a high and a low part.
+
+    Args:
+        x: ``... x n x d``.
+        bias_variance: ``... x 1 x 1``.
+        rest: What rounding left of the inputs, if that is known.
+
+    Returns:
+        Both ``... x n x (d + 1)``; zero for a zero vector.
+    """
     bias = bias_variance.sqrt().expand(
         *torch.broadcast_shapes(bias_variance.shape[:-2], x.shape[:-2]), x.shape[-2], 1
     )
     vector = torch.cat((x.expand(*bias.shape[:-1], x.shape[-1]), bias), -1)
     norm = vector.square().sum(-1, keepdim=True).sqrt()
-    high, low = exact_product(vector, 1 / norm.masked_fill(norm == 0, 1.0))
+    inverse = 1 / norm.masked_fill(norm == 0, 1.0)
+    high, low = exact_product(vector, inverse)
+    if rest is not None:
+        low = low + inverse * torch.cat((rest.expand_as(vector[..., :-1]), 0 * bias), -1)
     # what the square of the norm exceeds one by, its leading part summed without error
     excess, rest = torch.full_like(norm[..., 0], -1.0), torch.zeros_like(norm[..., 0])
     for big, small in zip(high.unbind(-1), low.unbind(-1), strict=True):

@@ -94,6 +94,72 @@ class _Bounded(torch.autograd.Function):
         return tangent.clone()
 
 
+class DetailedPair(PairCovariance):
+    r"""A pair with what squared distances lose where variances are large or far apart.
+
+    A squared distance is known to rounding of the larger variance. So a covariance :math:`c` made
+    from it lacks digits between inputs of very different variance, the squared distance
+    :math:`\operatorname E(u + v)^2` from the mirrored input lacks them between opposite inputs,
+    and the Gram determinant :math:`v_1 v_2 - c^2` between parallel inputs of different norm. Each
+    of the three is carried here as a quantity of its own, through all layers
+    (:func:`~gp_deq.activations.detailed_pair.layer_of`).
+
+    Args:
+        pair: Variances, squared distance and difference of the variances.
+        cov: Covariances :math:`c`, ``... x n x m``, to rounding of :math:`\sqrt{v_1 v_2}`.
+        opposite: Squared distances :math:`v_1 + v_2 + 2c`, to rounding.
+        gram: Determinants :math:`v_1 v_2 - c^2 = v_1 v_2 \sin^2\theta`, as well as a rounding
+            error of the angle :math:`\theta` allows.
+    """
+
+    _detail: tuple[Tensor, Tensor, Tensor]
+
+    def __new__(
+        cls, pair: PairCovariance, cov: Tensor, opposite: Tensor, gram: Tensor
+    ) -> DetailedPair:
+        """A tuple of the four fields of ``pair``; the others are attributes."""
+        self = super().__new__(cls, *pair)
+        self._detail = (cov, opposite, gram)
+        return self
+
+    @property
+    def cov(self) -> Tensor:
+        """See :attr:`PairCovariance.cov`."""
+        return self._detail[0]
+
+    @property
+    def opposite(self) -> Tensor:
+        """Squared distances from the mirrored inputs."""
+        return self._detail[1]
+
+    @property
+    def gram(self) -> Tensor:
+        """Gram determinants."""
+        return self._detail[2]
+
+    @property
+    def correlation(self) -> Tensor:
+        """Correlations, zero where a variance is zero."""
+        scale = safe_sqrt(self.var1) * safe_sqrt(self.var2)
+        return (self.cov / scale.masked_fill(scale == 0, 1.0)).clamp(-1.0, 1.0)
+
+    @property
+    def versine(self) -> Tensor:
+        r"""See :attr:`PairCovariance.versine`; from the determinant where that is more precise.
+
+        For a positive covariance it is :math:`\sin^2\theta / (1 + \cos\theta)`.
+        """
+        root1, root2 = safe_sqrt(self.var1), safe_sqrt(self.var2)
+        scale = root1 * root2
+        degenerate = scale == 0
+        scale = scale.masked_fill(degenerate, 1.0)
+        cosine = (self.cov / scale).clamp(-1.0, 1.0)
+        positive = cosine > 0
+        near = self.gram / scale / scale / torch.where(positive, 1 + cosine, 1.0)
+        undefined = (root1 + root2 > 0).to(cosine.dtype)
+        return torch.where(degenerate, undefined, torch.where(positive, near, 1 - cosine))
+
+
 def safe_sqrt(value: Tensor) -> Tensor:
     """Square root whose derivative at zero is the symmetric subgradient, zero."""
     positive = value > 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .pair_covariance import PairCovariance
+from .pair_covariance import PairCovariance, safe_sqrt
 
 
 class LeakyReLU(Activation):
@@ -35,6 +35,7 @@ class LeakyReLU(Activation):
     """
 
     homogeneous = True
+    detailed = True
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = float(negative_slope)
@@ -63,6 +64,23 @@ class LeakyReLU(Activation):
         var1, var2 = features1, features2.mT
         dual, slope = self.dual_and_derivative(PairCovariance(var1, var2, sqdist, var1 - var2))
         return dual.cov, slope
+
+    def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
+        r"""See :meth:`Activation.loss`.
+
+        Some roundings of the squared distance m, four here, make an error of :math:`m /
+        \sin\theta` each in the angle times :math:`\sqrt{v_1 v_2}`.
+        """
+        total = var1 + var2
+        if not tangent or self.angular_part == 0:
+            return torch.zeros_like(cov)
+        epsilon = torch.finfo(cov.dtype).eps
+        distance = ((total - 2 * cov) / total).clamp_min(0.0)
+        cosine = cov / safe_sqrt(var1) / safe_sqrt(var2)
+        # the cosine does not know smaller angles, and from zero the error is a root
+        square_sine = (1 - cosine) * (1 + cosine) - 4 * epsilon
+        square_sine = torch.maximum(square_sine, epsilon * distance)
+        return (4 * distance / square_sine.sqrt()).nan_to_num(0.0)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .pair_covariance import PairCovariance, bounded
+from .detailed_pair import dual_in_detail
+from .pair_covariance import DetailedPair, PairCovariance, bounded
 
 
 class Sine(Activation):
@@ -23,6 +24,7 @@ class Sine(Activation):
     """
 
     smooth = True
+    detailed = True
 
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`Activation.__call__`."""
@@ -44,9 +46,16 @@ class Sine(Activation):
         var1, var2 = features1, features2.mT
         half = sqdist / 2
         total = var1 + var2
-        near, far = half.neg().exp(), bounded(half - total, high=0.0).exp()
+        far = bounded(half - total, high=0.0)
+        return self._from_covariance(var1, var2, half, far, total / 2 - half)
+
+    @staticmethod
+    def _from_covariance(
+        var1: Tensor, var2: Tensor, half: Tensor, far: Tensor, cov: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``G`` and ``P`` from half the squared distances, to the inputs and to the mirrored."""
+        near, far = half.neg().exp(), far.exp()
         # where they nearly cancel, sinh(c) exp(-(var1 + var2) / 2)
-        cov = total / 2 - half
         close = (-var1 / 2).exp() * (-var2 / 2).exp() * cov.clamp(-1.0, 1.0).sinh()
         return torch.where(cov.abs() < 1, close, (near - far) / 2), (near + far) / 2
 
@@ -75,19 +84,48 @@ class Sine(Activation):
         e^{-v_2})^2`.
         """
         var1, var2, sqdist, vardiff = pair
-        far = bounded(sqdist / 2 - (var1 + var2), high=0.0).exp()
+        mirrored = self._mirrored(pair)
+        far = mirrored.exp()
         gap = self._decay_difference(var1, var2, vardiff)
         distance = (sqdist / -2).expm1().neg() * (1 + far) - gap.square() / 2
-        return PairCovariance(
+        dual = PairCovariance(
             self.diagonal(var1),
             self.diagonal(var2),
             bounded(distance, 0.0),
             self.diagonal_difference(var1, var2, vardiff),
         )
+        if isinstance(pair, DetailedPair):
+            value, _ = self._from_covariance(var1, var2, sqdist / 2, mirrored, pair.cov)
+            return dual_in_detail(dual, value)
+        return dual
+
+    def derivative_dual(self, pair: PairCovariance) -> Tensor:
+        """See :meth:`Activation.derivative_dual`."""
+        return ((pair.sqdist / -2).exp() + self._mirrored(pair).exp()) / 2
+
+    @staticmethod
+    def _mirrored(pair: PairCovariance) -> Tensor:
+        """Minus half the squared distance to the mirrored input."""
+        if isinstance(pair, DetailedPair):
+            return pair.opposite / -2
+        return bounded(pair.sqdist / 2 - (pair.var1 + pair.var2), high=0.0)
 
     def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_difference`."""
         return self._decay_difference(2 * var1, 2 * var2, 2 * vardiff) / -2
+
+    def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
+        """See :meth:`Activation.loss`.
+
+        Rounding of the sum of the variances is an error of the distance to the mirrored input, and
+        rounding of the scaled inputs one of the distance itself.
+        """
+        total = var1 + var2
+        # these distances are themselves uncertain by that much
+        noise = 8 * torch.finfo(cov.dtype).eps * total
+        near = (total - 2 * cov - noise).clamp_min(0.0)
+        far = (total + 2 * cov - noise).clamp_min(0.0)
+        return total * (far / -2).exp() + (total * (near + noise)).sqrt() * (near / -2).exp()
 
     @staticmethod
     def _decay_difference(var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:

@@ -195,6 +195,11 @@ class NeuralKernel(Kernel):
             )
         x1, x2 = self._floating(x1), self._floating(x2)
         self._check_inputs(x1, x2, diag)
+        value = self._value(x1, x2, diag)
+        return value.squeeze(-1).squeeze(-1) if diag else value
+
+    def _value(self, x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
+        """The kernel, with ``diag`` of matrices of one entry."""
         z1, z2, values = self._arguments(x1, x2, diag)
 
         def evaluate(*tensors: Tensor) -> Tensor:
@@ -205,8 +210,7 @@ class NeuralKernel(Kernel):
             self._report(monitor, value)
             return value
 
-        value = opaque(evaluate, *(x for x in (z1, z2, *values) if x is not None))
-        return value.squeeze(-1).squeeze(-1) if diag else value
+        return opaque(evaluate, *(x for x in (z1, z2, *values) if x is not None))
 
     def _arguments(
         self, x1: Tensor, x2: Tensor, diag: bool

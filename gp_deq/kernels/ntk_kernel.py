@@ -74,3 +74,5 @@ class NTKKernel(FiniteDepthKernel):
         if self.trained == "preactivation":
             return theta
         return slope * theta if self.trained == "hidden" else dual.cov + slope * theta
+
+    _is_tangent = True
