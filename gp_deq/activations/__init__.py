@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from .activation import Activation
 from .angles import angle, sine_excess, sine_excess_of_angle
+from .cancellation import LossEstimate
 from .erf import Erf
 from .families import (
     Bernoulli,
@@ -23,6 +24,7 @@ from .families import (
 )
 from .gelu import GELU
 from .gradients import value_and_slope
+from .gram_pair import GramPair, scaled_in_parts
 from .hermite import Hermite, gaussian_quadrature, panel_halvings
 from .injected import exact_angle, injected_angle
 from .link import ExponentialFamilyLink, get_link, product_dual
@@ -41,9 +43,11 @@ __all__ = [
     "ExponentialFamily",
     "ExponentialFamilyLink",
     "Gaussian",
+    "GramPair",
     "Hermite",
     "Identity",
     "LeakyReLU",
+    "LossEstimate",
     "PairCovariance",
     "Poisson",
     "ReLU",
@@ -61,6 +65,7 @@ __all__ = [
     "power_series",
     "product_dual",
     "safe_sqrt",
+    "scaled_in_parts",
     "sine_excess",
     "sine_excess_of_angle",
     "squared_distance",

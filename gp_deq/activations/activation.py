@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .cancellation import LossEstimate
 from .gradients import slopes, value_and_slope
 from .homogeneous import homogeneous_derivative, homogeneous_dual, homogeneous_variance_slopes
 from .pair_covariance import PairCovariance, bounded
@@ -42,11 +43,6 @@ class Activation(ABC):
     #: Whether ``P`` is a smooth function of the covariance and the variances; tangent kernels at
     #: equilibrium are then several times faster.
     smooth: bool = False
-
-    #: Whether :meth:`dual` and :meth:`derivative_dual` take and return a
-    #: :class:`~gp_deq.activations.pair_covariance.DetailedPair`, so that no digits are lost between
-    #: inputs of large or very different variance.
-    detailed: bool = False
 
     def __call__(self, u: Tensor) -> Tensor:
         r"""The function itself, :math:`\varphi(u)` elementwise.
@@ -129,7 +125,7 @@ class Activation(ABC):
         """
         if self.homogeneous:
             var1, var2 = features1, features2.mT
-            pair = PairCovariance(var1, var2, sqdist, var1 - var2)
+            pair = PairCovariance.from_distance(var1, var2, sqdist)
             return homogeneous_variance_slopes(pair, self.angular_part)
         return self._slopes(0, features1, features2, sqdist)
 
@@ -200,7 +196,7 @@ class Activation(ABC):
         value, _ = self.expectations(*self._pair_features(pair), pair.sqdist)
         var1, var2 = self.diagonal(pair.var1), self.diagonal(pair.var2)
         sqdist = bounded(var1 + var2 - 2 * value, 0.0)
-        return PairCovariance(var1, var2, sqdist, var1 - var2)
+        return PairCovariance.from_distance(var1, var2, sqdist)
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """``P`` of all pairs, ``... x n x m``."""
@@ -218,34 +214,16 @@ class Activation(ABC):
         """Derivative of ``G`` with respect to ``var1`` at fixed covariance, ``... x n x m``."""
         return self.variance_slopes(*self._pair_features(pair), pair.sqdist)[0]
 
-    def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
-        r"""Error of the kernel of a pair without details, in units in the last place; an estimate.
+    def loss(self, tangent: bool) -> LossEstimate | None:
+        """Estimates what squared distances alone lose; None if no pair loses too many digits.
 
-        A squared distance m made of coordinates is exact, but :math:`2c = v_1 + v_2 - m` errs by a
-        rounding error of the sum. So does the determinant :math:`v_1 v_2 - c^2`, by that sum times
-        the smaller of m and 2c, or times the difference of the variances. Here these enter ``G``,
-        of the order of one, and ``P``, of the order of :math:`D^{-1/2}`, as they do for the error
-        function.
+        An activation that returns an estimate has a :meth:`dual` and a :meth:`derivative_dual` that
+        take every kind of :class:`PairCovariance`, and return the same.
 
         Args:
-            var1: Variances of the injected inputs, ``... x n x 1``.
-            var2: ``... x 1 x m``.
-            cov: Their covariances, ``... x n x m``.
             tangent: Whether the kernel depends on ``P``.
         """
-        by_value, by_slope = self._losses(var1, var2, cov)
-        return torch.maximum(by_value, by_slope) if tangent else by_value
-
-    @staticmethod
-    def _losses(var1: Tensor, var2: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
-        """Errors of ``G`` and of ``P``, the latter in relative terms."""
-        total, size = var1 + var2, cov.abs()
-        spread = torch.minimum((total - 2 * cov).clamp_min(0.0) + (var1 - var2).abs(), 2 * size)
-        spread = total * spread
-        det = 1 + 2 * total + 4 * (var1 * var2 - size.square()).clamp_min(0.0)
-        by_slope = spread / det
-        by_value = 2 * det.sqrt() * (total + size * by_slope) / (det + 4 * size.square())
-        return by_value, by_slope
+        return None
 
     def _pair_features(self, pair: PairCovariance) -> tuple[Tensor, Tensor]:
         return self.features(pair.var1), self.features(pair.var2.mT)
@@ -278,7 +256,7 @@ class Activation(ABC):
         if not self.homogeneous:
             return self.expectations(features1, features2, sqdist)
         var1, var2 = features1, features2.mT
-        pair = PairCovariance(var1, var2, sqdist, var1 - var2)
+        pair = PairCovariance.from_distance(var1, var2, sqdist)
         dual, slope = self.dual_and_derivative(pair)
         return dual.cov, slope
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -96,6 +97,7 @@ def _excess(theta: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
     return torch.where(theta < 1, series, far, out=square)
 
 
+@singledispatch
 def bent_distance(
     pair: PairCovariance, linear_part: float, angular_part: float
 ) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .detailed_pair import dual_in_detail
-from .pair_covariance import DetailedPair, PairCovariance, bounded
+from .cancellation import LossEstimate, loss_of_smooth
+from .pair_covariance import PairCovariance
 
 
 class Erf(Activation):
@@ -26,7 +26,6 @@ class Erf(Activation):
     """
 
     smooth = True
-    detailed = True
 
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`Activation.__call__`."""
@@ -50,35 +49,32 @@ class Erf(Activation):
         accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
-        var1, var2 = features1, features2.mT
-        total = var1 + var2
-        root = determinant(var1, var2, total, sqdist, 2.0).sqrt()
-        return torch.atan2(total - sqdist, root) * (2 / math.pi), (4 / math.pi) / root
+        pair = PairCovariance.from_distance(features1, features2.mT, sqdist)
+        root = determinant(pair, 0.5).sqrt()
+        return torch.atan2(pair.cov, root) * (2 / math.pi), (2 / math.pi) / root
 
     def variance_slopes(
         self, features1: Tensor, features2: Tensor, sqdist: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.variance_slopes`."""
-        var1, var2 = features1, features2.mT
-        total = var1 + var2
-        root = determinant(var1, var2, total, sqdist, 2.0).sqrt()
-        slope = (sqdist - total) * (2 / math.pi) / root
-        return slope / (1 + 2 * var1), slope / (1 + 2 * var2)
+        pair = PairCovariance.from_distance(features1, features2.mT, sqdist)
+        slope = pair.cov * (-1 / math.pi) / determinant(pair, 0.5).sqrt()
+        return slope / (0.5 + pair.var1), slope / (0.5 + pair.var2)
 
     def curvature(self, features1: Tensor, features2: Tensor, sqdist: Tensor) -> Tensor:
         """See :meth:`Activation.curvature`; ``4 c P / D``."""
-        total = features1 + features2.mT
-        det = determinant(features1, features2.mT, total, sqdist, 2.0)
-        return (total - sqdist) * (8 / math.pi) / (det * det.sqrt())
+        pair = PairCovariance.from_distance(features1, features2.mT, sqdist)
+        det = determinant(pair, 0.5)
+        return pair.cov * (2 / math.pi) / (det * det.sqrt())
 
     def derivative_variance_slopes(
         self, features1: Tensor, features2: Tensor, sqdist: Tensor
     ) -> tuple[Tensor, Tensor]:
         r"""See :meth:`Activation.derivative_variance_slopes`; :math:`-(1 + 2v_2)P/D`."""
-        var1, var2 = features1, features2.mT
-        det = determinant(var1, var2, var1 + var2, sqdist, 2.0)
-        slope = (-4 / math.pi) / (det * det.sqrt())
-        return slope * (1 + 2 * var2), slope * (1 + 2 * var1)
+        pair = PairCovariance.from_distance(features1, features2.mT, sqdist)
+        det = determinant(pair, 0.5)
+        slope = (-1 / math.pi) / (det * det.sqrt())
+        return slope * (0.5 + pair.var2), slope * (0.5 + pair.var1)
 
     def dual(self, pair: PairCovariance) -> PairCovariance:
         r"""See :meth:`Activation.dual`.
@@ -92,31 +88,29 @@ class Erf(Activation):
         var1, var2, sqdist, vardiff = pair
         arc1, arc2 = _arc(var1), _arc(var2)
         total = var1 + var2
-        size = (1 + 2 * var1) * (1 + 2 * var2)
-        if isinstance(pair, DetailedPair):
-            spread = 4 * pair.gram
-        else:
-            spread = bounded(sqdist * (2 * total - sqdist) - vardiff.square(), 0.0)
-        arc = torch.atan2(2 * pair.cov, determinant_of(pair, 2.0).sqrt())
+        gram = pair.gram
+        arc = torch.atan2(pair.cov, _raised(gram, total, 0.5).sqrt())
         roots = (1 + 4 * var1).sqrt() + (1 + 4 * var2).sqrt()
-        gap = (spread + 4 * (vardiff / roots).square()) / size
+        gap = (gram + (vardiff / roots).square()) / ((0.5 + var1) * (0.5 + var2))
         close = 2 * sqdist < total  # elsewhere nothing cancels
         sine = torch.where(close, ((arc1 + arc2) / 2 + arc).sin(), 1.0)
         near = 2 * torch.where(close, gap / sine, 0.0).clamp(0.0, 1.0).asin()
         far = arc1 + arc2 - 2 * arc
-        dual = PairCovariance(
+        return pair.after_activation(
             arc1 * (2 / math.pi),
             arc2 * (2 / math.pi),
             torch.where(close, near, far) * (2 / math.pi),
             self.diagonal_difference(var1, var2, vardiff),
+            lambda: arc * (2 / math.pi),
         )
-        if isinstance(pair, DetailedPair):
-            return dual_in_detail(dual, arc * (2 / math.pi))
-        return dual
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
-        return (4 / math.pi) / determinant_of(pair, 2.0).sqrt()
+        return (2 / math.pi) / determinant(pair, 0.5).sqrt()
+
+    def loss(self, tangent: bool) -> LossEstimate:
+        """See :meth:`Activation.loss`."""
+        return loss_of_smooth(tangent)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""
@@ -145,41 +139,13 @@ class Erf(Activation):
         return torch.atan2(double, root) * (2 / math.pi), slope
 
 
-def determinant(var1: Tensor, var2: Tensor, total: Tensor, sqdist: Tensor, scale: float) -> Tensor:
-    r""":math:`(1 + a v_1)(1 + a v_2) - a^2 c^2`, without cancellation at coincident inputs.
-
-    There :math:`4(v_1 v_2 - c^2) = m(2(v_1 + v_2) - m) - (v_1 - v_2)^2` is a difference of small
-    terms; where the variances are far apart, it is computed as it stands.
-
-    Args:
-        var1: :math:`v_1`, ``... x n x 1``.
-        var2: :math:`v_2`, ``... x 1 x m``.
-        total: :math:`v_1 + v_2`, ``... x n x m``.
-        sqdist: :math:`m`, ``... x n x m``.
-        scale: :math:`a`.
-    """
-    radial = (var1 - var2).square()
-    spread = (2 * total - sqdist).mul(sqdist) - radial
-    if not _comparable(var1, var2):
-        direct = 4 * (var1 * var2) - (total - sqdist).square()
-        spread = torch.where(radial > 4 * (var1 * var2), direct, spread)
-    return bounded(spread, 0.0) * (scale**2 / 4) + (1 + scale * total)
+def determinant(pair: PairCovariance, shift: float) -> Tensor:
+    r""":math:`(v_1 + a)(v_2 + a) - c^2` for a shift :math:`a > 0`, without cancellation."""
+    return _raised(pair.gram, pair.var1 + pair.var2, shift)
 
 
-def determinant_of(pair: PairCovariance, scale: float) -> Tensor:
-    """:func:`determinant` of a pair."""
-    total = pair.var1 + pair.var2
-    if isinstance(pair, DetailedPair):
-        return pair.gram * scale**2 + (1 + scale * total)
-    return determinant(pair.var1, pair.var2, total, pair.sqdist, scale)
-
-
-def _comparable(var1: Tensor, var2: Tensor) -> bool:
-    """Whether ``(v1 - v2)**2 <= 4 * v1 * v2`` for all pairs, from their ranges alone."""
-    if var1.numel() == 0 or var2.numel() == 0:
-        return True
-    lows, highs = zip(*(variance.detach().aminmax() for variance in (var1, var2)), strict=True)
-    return bool(max(highs) <= 5.8 * min(lows))
+def _raised(gram: Tensor, total: Tensor, shift: float) -> Tensor:
+    return torch.add(gram, total, alpha=shift) + shift**2
 
 
 def _arc(variance: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .detailed_pair import dual_in_detail
-from .erf import Erf, determinant, determinant_of
-from .pair_covariance import DetailedPair, PairCovariance, bounded
+from .cancellation import LossEstimate, errors_of_erf
+from .erf import Erf, determinant
+from .pair_covariance import PairCovariance, bounded
 
 
 class GELU(Activation):
@@ -28,7 +28,6 @@ class GELU(Activation):
     """
 
     smooth = True
-    detailed = True
 
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`Activation.__call__`."""
@@ -47,15 +46,13 @@ class GELU(Activation):
         accuracy: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
-        var1, var2 = features1, features2.mT
-        total = var1 + var2
-        det = determinant(var1, var2, total, sqdist, 1.0)
-        return self._from_covariance(var1, var2, (total - sqdist) / 2, det)
+        return self._expectations_of(PairCovariance.from_distance(features1, features2.mT, sqdist))
 
     @staticmethod
-    def _from_covariance(
-        var1: Tensor, var2: Tensor, cov: Tensor, det: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _expectations_of(pair: PairCovariance) -> tuple[Tensor, Tensor]:
+        """``G`` and ``P``."""
+        var1, var2 = pair.var1, pair.var2
+        cov, det = pair.cov, determinant(pair, 1.0)
         root = det.sqrt()
         inverse1, inverse2 = 1 / (1 + var1), 1 / (1 + var2)
         both = torch.atan2(cov, root) / (2 * math.pi) + 0.25
@@ -78,10 +75,8 @@ class GELU(Activation):
         .. math:: \frac{\partial G}{\partial v_1} = \frac1{4\pi\sqrt D}\left[(2 - \tau) s^2
            - \left(\frac{c}{1+v_1}\right)^2 \left(1 + \frac{1 + v_1}{D}\right)\right].
         """
-        var1, var2 = features1, features2.mT
-        total = var1 + var2
-        det = determinant(var1, var2, total, sqdist, 1.0)
-        cov = (total - sqdist) / 2
+        pair = PairCovariance.from_distance(features1, features2.mT, sqdist)
+        var1, var2, cov, det = pair.var1, pair.var2, pair.cov, determinant(pair, 1.0)
         front = det.rsqrt() / (4 * math.pi)
 
         def slope(variance: Tensor, other: Tensor) -> Tensor:
@@ -98,10 +93,8 @@ class GELU(Activation):
         With :math:`B = \frac1{1 + v_1} + \frac1{1 + v_2} + \frac1D` it is
         :math:`\frac1{2\pi\sqrt D}\left[1 + B + \frac{c^2}D\left(B + \frac2D\right)\right]`.
         """
-        var1, var2 = features1, features2.mT
-        total = var1 + var2
-        det = determinant(var1, var2, total, sqdist, 1.0)
-        cov = (total - sqdist) / 2
+        pair = PairCovariance.from_distance(features1, features2.mT, sqdist)
+        var1, var2, cov, det = pair.var1, pair.var2, pair.cov, determinant(pair, 1.0)
         bracket = 1 / (1 + var1) + 1 / (1 + var2) + 1 / det
         square = cov * (cov / det)
         return (1 + bracket + square * (bracket + 2 / det)) * det.rsqrt() / (2 * math.pi)
@@ -116,11 +109,10 @@ class GELU(Activation):
         .. math:: \frac{\partial P}{\partial v_1} = -\frac{c}{4\pi\sqrt D}\left[\frac1{1 + v_1}
            + \frac2{(1 + v_1)^2} + \frac{1 + v_2}D \left(B + \frac2D\right)\right].
         """
-        var1, var2 = features1, features2.mT
-        total = var1 + var2
-        det = determinant(var1, var2, total, sqdist, 1.0)
+        pair = PairCovariance.from_distance(features1, features2.mT, sqdist)
+        var1, var2, det = pair.var1, pair.var2, determinant(pair, 1.0)
         inverse1, inverse2 = 1 / (1 + var1), 1 / (1 + var2)
-        front = (sqdist - total) * det.rsqrt() / (8 * math.pi)
+        front = pair.cov * det.rsqrt() / (-4 * math.pi)
         both = (inverse1 + inverse2 + 3 / det) / det
         return (
             front * (inverse1 * (1 + 2 * inverse1) + (1 + var2) * both),
@@ -139,17 +131,12 @@ class GELU(Activation):
         """
         var1, var2, sqdist, vardiff = pair
         total = var1 + var2
-        value, _ = self._from_covariance(var1, var2, pair.cov, determinant_of(pair, 1.0))
+        value, _ = self._expectations_of(pair)
         diagonal1, diagonal2 = self.diagonal(var1), self.diagonal(var2)
-        halved = PairCovariance(*(term / 2 for term in pair))
-        if isinstance(pair, DetailedPair):
-            halved = DetailedPair(halved, pair.cov / 2, pair.opposite / 2, pair.gram / 4)
+        halved = pair.scaled(0.5)
         arc_bend = (math.pi / 2) * Erf().dual(halved).sqdist
         arc_gap = (math.pi / 2) * Erf().diagonal_difference(*halved[:2], halved.vardiff)
-        if isinstance(pair, DetailedPair):
-            spread = pair.gram
-        else:
-            spread = bounded((2 * total - sqdist) * sqdist - vardiff.square(), 0.0) / 4
+        spread = pair.gram
         root1, root2, root = (
             (1 + 2 * var1).sqrt(),
             (1 + 2 * var2).sqrt(),
@@ -172,23 +159,22 @@ class GELU(Activation):
             + inverse_bend
         ) / (2 * math.pi)
         far = diagonal1 + diagonal2 - 2 * value
-        dual = PairCovariance(
+        return pair.after_activation(
             diagonal1,
             diagonal2,
             bounded(torch.where(2 * sqdist < total, near, far), 0.0),
             self.diagonal_difference(var1, var2, vardiff),
+            lambda: value,
+            lambda: self._gram_after(pair),
         )
-        if isinstance(pair, DetailedPair):
-            return dual_in_detail(dual, value, self._gram(pair))
-        return dual
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
-        return self._from_covariance(*pair[:2], pair.cov, determinant_of(pair, 1.0))[1]
+        return self._expectations_of(pair)[1]
 
     @staticmethod
     @torch.no_grad()
-    def _gram(pair: DetailedPair) -> Tensor:
+    def _gram_after(pair: PairCovariance) -> Tensor:
         r"""The determinant :math:`g_1 g_2 - G^2`, between parallel inputs of large variance too.
 
         With :math:`2\pi G = \pi c + \rho`, :math:`\rho = R - c \arctan(\sqrt D / c)`, and
@@ -205,19 +191,21 @@ class GELU(Activation):
         var1, var2 = pair[:2]
         one = remainder(var1, var1, var1, 1 + 2 * var1)
         two = remainder(var2, var2, var2, 1 + 2 * var2)
-        both = remainder(var1, var2, pair.cov, determinant_of(pair, 1.0))
+        both = remainder(var1, var2, pair.cov, determinant(pair, 1.0))
         linear = var1 * two + var2 * one - 2 * pair.cov * both
         rest = one * two - both.square()
         gram = pair.gram / 4 + linear / (4 * math.pi) + rest / (4 * math.pi**2)
         return gram.clamp_min(0.0)
 
-    def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
+    def loss(self, tangent: bool) -> LossEstimate | None:
         """See :meth:`Activation.loss`; only ``P`` shows it, multiplied by the covariance."""
-        if not tangent:
-            return torch.zeros_like(cov)
-        by_angle, by_slope = self._losses(var1, var2, cov)
-        density = by_slope / (1 + torch.minimum(var1, var2)).sqrt()
-        return (by_angle + density) * cov.abs() / (1 + var1 + var2)
+
+        def estimate(var1: Tensor, var2: Tensor, cov: Tensor) -> Tensor:
+            by_angle, by_slope = errors_of_erf(var1, var2, cov)
+            density = by_slope / (1 + torch.minimum(var1, var2)).sqrt()
+            return (by_angle + density) * cov.abs() / (1 + var1 + var2)
+
+        return estimate if tangent else None
 
     def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_difference`; by the terms of :meth:`dual`."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .detailed_pair import dual_in_detail
+from .cancellation import LossEstimate, loss_of_smooth
 from .gradients import value_and_slope
-from .pair_covariance import DetailedPair, PairCovariance, bounded
-from .power_series import UNIT_ROOT, diagonal_series, expansion_dual, power_series
+from .pair_covariance import PairCovariance, bounded
+from .power_series import UNIT_ROOT, diagonal_series, expansion_dual, expansion_ratio, power_series
 
 
 class Hermite(Activation):
@@ -53,7 +53,6 @@ class Hermite(Activation):
 
     closed_form = False
     smooth = True
-    detailed = True
 
     def __init__(
         self,
@@ -161,28 +160,24 @@ class Hermite(Activation):
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
         features1, features2 = self._pair_features(pair)
-        return self._slope(features1, features2, self._pair_correlation(pair, features1, features2))
+        return self._slope(features1, features2, expansion_ratio(pair))
 
     def dual_and_derivative(self, pair: PairCovariance) -> tuple[PairCovariance, Tensor]:
         """See :meth:`Activation.dual_and_derivative`."""
         features1, features2 = self._pair_features(pair)
-        correlation = self._pair_correlation(pair, features1, features2)
-        slope = self._slope(features1, features2, correlation)
+        slope = self._slope(features1, features2, expansion_ratio(pair))
         return self._dual(pair, features1, features2), slope
 
     def _dual(self, pair: PairCovariance, features1: Tensor, features2: Tensor) -> PairCovariance:
         value1, value2 = (self._split(features)[2] for features in (features1, features2))
         dual = expansion_dual(value1, value2, pair)
-        if isinstance(pair, DetailedPair):
-            return dual_in_detail(dual, power_series(value1, value2, pair.correlation))
-        return dual
+        return pair.after_activation(
+            *dual, lambda: power_series(value1, value2, expansion_ratio(pair))
+        )
 
-    def _pair_correlation(
-        self, pair: PairCovariance, features1: Tensor, features2: Tensor
-    ) -> Tensor:
-        if isinstance(pair, DetailedPair):
-            return pair.correlation
-        return self._correlation(features1, features2, pair.sqdist)
+    def loss(self, tangent: bool) -> LossEstimate:
+        """See :meth:`Activation.loss`."""
+        return loss_of_smooth(tangent)
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`; cut at the same degree."""

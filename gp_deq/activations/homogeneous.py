@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from .angles import angle, bent_distance, sine_excess
-from .detailed_pair import dual_in_detail, substitute
-from .pair_covariance import DetailedPair, PairCovariance, safe_sqrt
+from .pair_covariance import PairCovariance, safe_sqrt
 
 
 def homogeneous_dual(
@@ -36,44 +35,30 @@ def homogeneous_dual(
         linear_part: A.
         angular_part: B.
     """
-    if isinstance(pair, DetailedPair):
-        return _dual_in_detail(pair, linear_part, angular_part)
     sqdist, theta = bent_distance(pair, linear_part, angular_part)
     var1, var2, vardiff = (linear_part * term for term in (pair.var1, pair.var2, pair.vardiff))
-    dual = PairCovariance(var1, var2, sqdist, vardiff)
+
+    def bend() -> Tensor:
+        scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
+        return angular_part * scale * sine_excess(pair.versine)
+
+    @torch.no_grad()
+    def gram() -> Tensor:
+        # with the correlation r of the activations, 1 - r = 1 - cos(theta) - B/A S(theta)
+        scale = linear_part * (safe_sqrt(pair.var1) * safe_sqrt(pair.var2))
+        rest = pair.versine * scale - bend()
+        return rest * (2 * scale - rest)
+
+    dual = pair.after_activation(
+        var1, var2, sqdist, vardiff, lambda: linear_part * pair.cov + bend(), gram
+    )
     return dual, (theta * -angular_part).add_(linear_part)
 
 
 def homogeneous_derivative(pair: PairCovariance, linear_part: float, angular_part: float) -> Tensor:
     r"""``P``, whose cusp :math:`|\theta|` at coincident inputs has the derivative zero there."""
-    if isinstance(pair, DetailedPair):
-        return _dual_in_detail(pair, linear_part, angular_part)[1]
-    return linear_part - angular_part * angle(pair.versine)
-
-
-def _dual_in_detail(
-    pair: DetailedPair, linear_part: float, angular_part: float
-) -> tuple[PairCovariance, Tensor]:
-    r"""The same from the covariance, and from an angle that is accurate near :math:`\pi` too.
-
-    The correlation :math:`r_G` of the activations has :math:`1 - r_G = 1 - \cos\theta -
-    \frac BA S(\theta)`.
-    """
-    versine = pair.versine
-    theta = angle(versine)
-    scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
-    with torch.no_grad():
-        exact = torch.where(scale > 0, torch.atan2(pair.gram.sqrt(), pair.cov), theta)
-    theta = substitute(exact, theta)
-    bend = angular_part * sine_excess(versine)
-    var1, var2, vardiff = (linear_part * term for term in (pair.var1, pair.var2, pair.vardiff))
-    sqdist = linear_part * pair.sqdist - 2 * scale * bend
-    with torch.no_grad():
-        rest = versine - bend / linear_part
-        gram = (linear_part * scale).square() * rest * (2 - rest)
-    dual = PairCovariance(var1, var2, sqdist, vardiff)
-    value = linear_part * pair.cov + scale * bend
-    return dual_in_detail(dual, value, gram), linear_part - angular_part * theta
+    _, theta = bent_distance(pair, linear_part, angular_part)
+    return linear_part - angular_part * theta
 
 
 def homogeneous_variance_slopes(pair: PairCovariance, angular_part: float) -> tuple[Tensor, Tensor]:

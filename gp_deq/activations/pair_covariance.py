@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -44,10 +45,39 @@ class PairCovariance(NamedTuple):
         var2 = x2.square().sum(-1).unsqueeze(-2) + bias_variance
         return cls(var1, var2, sqdist, vardiff)
 
+    @classmethod
+    def from_distance(cls, var1: Tensor, var2: Tensor, sqdist: Tensor) -> PairCovariance:
+        """A pair of which no more is known than variances and squared distance."""
+        return cls(var1, var2, sqdist, var1 - var2)
+
     @property
     def cov(self) -> Tensor:
         """Covariances of the pairs, ``... x n x m``."""
         return (self.var1 + self.var2 - self.sqdist).mul_(0.5)
+
+    @property
+    def correlation(self) -> Tensor:
+        """Correlations, between inputs of positive variance."""
+        return bounded(self.cov / (self.var1.sqrt() * self.var2.sqrt()), -1.0, 1.0)
+
+    @property
+    def opposite(self) -> Tensor:
+        r"""Squared distances from the mirrored inputs, :math:`v_1 + v_2 + 2c`."""
+        return bounded(2 * (self.var1 + self.var2) - self.sqdist, 0.0)
+
+    @property
+    def gram(self) -> Tensor:
+        r"""Gram determinants :math:`v_1 v_2 - c^2`, without cancellation at coincident inputs.
+
+        There :math:`4(v_1 v_2 - c^2) = m(2(v_1 + v_2) - m) - (v_1 - v_2)^2` is a difference of
+        small terms; where the variances are far apart, it is computed as it stands.
+        """
+        half, total, radial = self.sqdist / 2, self.var1 + self.var2, self.vardiff.square()
+        gram = torch.sub((total - half).mul(half), radial, alpha=0.25)
+        if not _comparable(self.var1, self.var2):
+            product = self.var1 * self.var2
+            gram = torch.where(radial > 4 * product, product - (total / 2 - half).square(), gram)
+        return bounded(gram, 0.0)
 
     @property
     def versine(self) -> Tensor:
@@ -63,6 +93,60 @@ class PairCovariance(NamedTuple):
         versine = (self.sqdist - gap.square()) / (2 * scale.masked_fill(degenerate, 1.0))
         undefined = (total > 0).to(versine.dtype)
         return torch.where(degenerate, undefined, bounded(versine, 0.0, 2.0))
+
+    def scaled(self, factor: float) -> PairCovariance:
+        """The covariances times a factor."""
+        return PairCovariance(*(factor * term for term in self))
+
+    def constant(self, variance: Tensor) -> PairCovariance:
+        """Covariance, of this kind, of one variable with itself, ``... x 1 x 1``: a bias."""
+        zero = variance.new_zeros(())
+        return PairCovariance(variance, variance, zero, zero)
+
+    def after_activation(
+        self,
+        var1: Tensor,
+        var2: Tensor,
+        sqdist: Tensor,
+        vardiff: Tensor,
+        cov: Callable[[], Tensor],
+        gram: Callable[[], Tensor] | None = None,
+    ) -> PairCovariance:
+        """Covariance of the activations of this pair, of the same kind.
+
+        Args:
+            var1: As in :class:`PairCovariance`, as the next three.
+            var2: Likewise.
+            sqdist: Likewise.
+            vardiff: Likewise.
+            cov: Gives the covariances to a kind that carries them.
+            gram: Gives the Gram determinants, without a graph, to a kind that carries them. None
+                where the difference :math:`v_1 v_2 - c^2` has the digits that the next layer needs;
+                it has for bounded activations.
+        """
+        return PairCovariance(var1, var2, sqdist, vardiff)
+
+    def next_layer(self, weight_variance: Tensor, injected: PairCovariance) -> PairCovariance:
+        r"""Covariance :math:`w G + b` of the pre-activations of the next layer.
+
+        This pair is the covariance :math:`G` of the activations.
+
+        Args:
+            weight_variance: :math:`w`.
+            injected: Covariance :math:`b` of the injected input, of the same kind.
+        """
+        terms = zip(injected, self, strict=True)
+        return PairCovariance(
+            *(torch.addcmul(source, weight_variance, term) for source, term in terms)
+        )
+
+
+def _comparable(var1: Tensor, var2: Tensor) -> bool:
+    """Whether ``(v1 - v2)**2 <= 4 * v1 * v2`` for all pairs, from their ranges alone."""
+    if var1.numel() == 0 or var2.numel() == 0:
+        return True
+    lows, highs = zip(*(variance.detach().aminmax() for variance in (var1, var2)), strict=True)
+    return bool(max(highs) <= 5.8 * min(lows))
 
 
 def bounded(value: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
@@ -92,72 +176,6 @@ class _Bounded(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return tangent.clone()
-
-
-class DetailedPair(PairCovariance):
-    r"""A pair with what squared distances lose where variances are large or far apart.
-
-    A squared distance is known to rounding of the larger variance. So a covariance :math:`c` made
-    from it lacks digits between inputs of very different variance, the squared distance
-    :math:`\operatorname E(u + v)^2` from the mirrored input lacks them between opposite inputs,
-    and the Gram determinant :math:`v_1 v_2 - c^2` between parallel inputs of different norm. Each
-    of the three is carried here as a quantity of its own, through all layers
-    (:func:`~gp_deq.activations.detailed_pair.layer_of`).
-
-    Args:
-        pair: Variances, squared distance and difference of the variances.
-        cov: Covariances :math:`c`, ``... x n x m``, to rounding of :math:`\sqrt{v_1 v_2}`.
-        opposite: Squared distances :math:`v_1 + v_2 + 2c`, to rounding.
-        gram: Determinants :math:`v_1 v_2 - c^2 = v_1 v_2 \sin^2\theta`, as well as a rounding
-            error of the angle :math:`\theta` allows.
-    """
-
-    _detail: tuple[Tensor, Tensor, Tensor]
-
-    def __new__(
-        cls, pair: PairCovariance, cov: Tensor, opposite: Tensor, gram: Tensor
-    ) -> DetailedPair:
-        """A tuple of the four fields of ``pair``; the others are attributes."""
-        self = super().__new__(cls, *pair)
-        self._detail = (cov, opposite, gram)
-        return self
-
-    @property
-    def cov(self) -> Tensor:
-        """See :attr:`PairCovariance.cov`."""
-        return self._detail[0]
-
-    @property
-    def opposite(self) -> Tensor:
-        """Squared distances from the mirrored inputs."""
-        return self._detail[1]
-
-    @property
-    def gram(self) -> Tensor:
-        """Gram determinants."""
-        return self._detail[2]
-
-    @property
-    def correlation(self) -> Tensor:
-        """Correlations, zero where a variance is zero."""
-        scale = safe_sqrt(self.var1) * safe_sqrt(self.var2)
-        return (self.cov / scale.masked_fill(scale == 0, 1.0)).clamp(-1.0, 1.0)
-
-    @property
-    def versine(self) -> Tensor:
-        r"""See :attr:`PairCovariance.versine`; from the determinant where that is more precise.
-
-        For a positive covariance it is :math:`\sin^2\theta / (1 + \cos\theta)`.
-        """
-        root1, root2 = safe_sqrt(self.var1), safe_sqrt(self.var2)
-        scale = root1 * root2
-        degenerate = scale == 0
-        scale = scale.masked_fill(degenerate, 1.0)
-        cosine = (self.cov / scale).clamp(-1.0, 1.0)
-        positive = cosine > 0
-        near = self.gram / scale / scale / torch.where(positive, 1 + cosine, 1.0)
-        undefined = (root1 + root2 > 0).to(cosine.dtype)
-        return torch.where(degenerate, undefined, torch.where(positive, near, 1 - cosine))
 
 
 def safe_sqrt(value: Tensor) -> Tensor:

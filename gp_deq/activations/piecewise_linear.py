@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
+from .cancellation import LossEstimate
 from .pair_covariance import PairCovariance, safe_sqrt
 
 
@@ -35,7 +36,6 @@ class LeakyReLU(Activation):
     """
 
     homogeneous = True
-    detailed = True
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = float(negative_slope)
@@ -62,25 +62,27 @@ class LeakyReLU(Activation):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Activation.expectations`."""
         var1, var2 = features1, features2.mT
-        dual, slope = self.dual_and_derivative(PairCovariance(var1, var2, sqdist, var1 - var2))
+        dual, slope = self.dual_and_derivative(PairCovariance.from_distance(var1, var2, sqdist))
         return dual.cov, slope
 
-    def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
+    def loss(self, tangent: bool) -> LossEstimate | None:
         r"""See :meth:`Activation.loss`.
 
         Some roundings of the squared distance m, four here, make an error of :math:`m /
         \sin\theta` each in the angle times :math:`\sqrt{v_1 v_2}`.
         """
-        total = var1 + var2
-        if not tangent or self.angular_part == 0:
-            return torch.zeros_like(cov)
-        epsilon = torch.finfo(cov.dtype).eps
-        distance = ((total - 2 * cov) / total).clamp_min(0.0)
-        cosine = cov / safe_sqrt(var1) / safe_sqrt(var2)
-        # the cosine does not know smaller angles, and from zero the error is a root
-        square_sine = (1 - cosine) * (1 + cosine) - 4 * epsilon
-        square_sine = torch.maximum(square_sine, epsilon * distance)
-        return (4 * distance / square_sine.sqrt()).nan_to_num(0.0)
+
+        def estimate(var1: Tensor, var2: Tensor, cov: Tensor) -> Tensor:
+            total = var1 + var2
+            epsilon = torch.finfo(cov.dtype).eps
+            distance = ((total - 2 * cov) / total).clamp_min(0.0)
+            cosine = cov / safe_sqrt(var1) / safe_sqrt(var2)
+            # the cosine does not know smaller angles, and from zero the error is a root
+            square_sine = (1 - cosine) * (1 + cosine) - 4 * epsilon
+            square_sine = torch.maximum(square_sine, epsilon * distance)
+            return (4 * distance / square_sine.sqrt()).nan_to_num(0.0)
+
+        return estimate if tangent and self.angular_part != 0 else None
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal`."""

@@ -91,14 +91,14 @@ def expansion_dual(value1: Tensor, value2: Tensor, pair: PairCovariance) -> Pair
 
 def expansion_ratio(pair: PairCovariance) -> Tensor:
     """Correlations, :data:`UNIT_ROOT` being the root of a variance of zero, ``... x n x m``."""
-    zero = (pair.var1 == 0) | (pair.var2 == 0)
-    if not bool(zero.any()):
-        return 1 - pair.versine
+    zero1, zero2 = pair.var1 == 0, pair.var2 == 0
+    if not bool(zero1.any()) and not bool(zero2.any()):
+        return pair.correlation
     root1, root2 = (
         torch.where(variance == 0, UNIT_ROOT**2, variance).sqrt() for variance in pair[:2]
     )
     ratio = bounded(pair.cov / (root1 * root2), -1.0, 1.0)
-    return torch.where(zero, ratio, 1 - pair.versine)
+    return torch.where(zero1 | zero2, ratio, 1 - pair.versine)
 
 
 def diagonal_series(first: Tensor, second: Tensor, variance: Tensor) -> Tensor:

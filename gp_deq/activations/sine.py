@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .activation import Activation
-from .detailed_pair import dual_in_detail
-from .pair_covariance import DetailedPair, PairCovariance, bounded
+from .cancellation import LossEstimate
+from .pair_covariance import PairCovariance, bounded
 
 
 class Sine(Activation):
@@ -24,7 +24,6 @@ class Sine(Activation):
     """
 
     smooth = True
-    detailed = True
 
     def __call__(self, u: Tensor) -> Tensor:
         """See :meth:`Activation.__call__`."""
@@ -84,48 +83,41 @@ class Sine(Activation):
         e^{-v_2})^2`.
         """
         var1, var2, sqdist, vardiff = pair
-        mirrored = self._mirrored(pair)
-        far = mirrored.exp()
+        far = (pair.opposite / -2).exp()
         gap = self._decay_difference(var1, var2, vardiff)
         distance = (sqdist / -2).expm1().neg() * (1 + far) - gap.square() / 2
-        dual = PairCovariance(
+        return pair.after_activation(
             self.diagonal(var1),
             self.diagonal(var2),
             bounded(distance, 0.0),
             self.diagonal_difference(var1, var2, vardiff),
+            lambda: self._from_covariance(var1, var2, sqdist / 2, pair.opposite / -2, pair.cov)[0],
         )
-        if isinstance(pair, DetailedPair):
-            value, _ = self._from_covariance(var1, var2, sqdist / 2, mirrored, pair.cov)
-            return dual_in_detail(dual, value)
-        return dual
 
     def derivative_dual(self, pair: PairCovariance) -> Tensor:
         """See :meth:`Activation.derivative_dual`."""
-        return ((pair.sqdist / -2).exp() + self._mirrored(pair).exp()) / 2
-
-    @staticmethod
-    def _mirrored(pair: PairCovariance) -> Tensor:
-        """Minus half the squared distance to the mirrored input."""
-        if isinstance(pair, DetailedPair):
-            return pair.opposite / -2
-        return bounded(pair.sqdist / 2 - (pair.var1 + pair.var2), high=0.0)
+        return ((pair.sqdist / -2).exp() + (pair.opposite / -2).exp()) / 2
 
     def diagonal_difference(self, var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:
         """See :meth:`Activation.diagonal_difference`."""
         return self._decay_difference(2 * var1, 2 * var2, 2 * vardiff) / -2
 
-    def loss(self, var1: Tensor, var2: Tensor, cov: Tensor, tangent: bool) -> Tensor:
+    def loss(self, tangent: bool) -> LossEstimate:
         """See :meth:`Activation.loss`.
 
         Rounding of the sum of the variances is an error of the distance to the mirrored input, and
         rounding of the scaled inputs one of the distance itself.
         """
-        total = var1 + var2
-        # these distances are themselves uncertain by that much
-        noise = 8 * torch.finfo(cov.dtype).eps * total
-        near = (total - 2 * cov - noise).clamp_min(0.0)
-        far = (total + 2 * cov - noise).clamp_min(0.0)
-        return total * (far / -2).exp() + (total * (near + noise)).sqrt() * (near / -2).exp()
+
+        def estimate(var1: Tensor, var2: Tensor, cov: Tensor) -> Tensor:
+            total = var1 + var2
+            # these distances are themselves uncertain by that much
+            noise = 8 * torch.finfo(cov.dtype).eps * total
+            near = (total - 2 * cov - noise).clamp_min(0.0)
+            far = (total + 2 * cov - noise).clamp_min(0.0)
+            return total * (far / -2).exp() + (total * (near + noise)).sqrt() * (near / -2).exp()
+
+        return estimate
 
     @staticmethod
     def _decay_difference(var1: Tensor, var2: Tensor, vardiff: Tensor) -> Tensor:

@@ -1,6 +1,17 @@
 """Fixed points of a layer, solved in-graph: solvers, implicit differentiation, diagnostics."""
 
-from .blockwise import Gradients, Needs, PairFunction, PairMap, Recomputed, Tensors, pair_matrix
+from .blockwise import (
+    Gradients,
+    Needs,
+    PairFunction,
+    PairMap,
+    Recomputed,
+    Tensors,
+    block_edge,
+    blocks,
+    flatten_batches,
+    pair_matrix,
+)
 from .fixed_point import contraction, equilibrium, equilibrium_variance
 from .implicit import implicit_fixed_point, implicit_root
 from .interpolation import chebyshev
@@ -28,11 +39,14 @@ __all__ = [
     "SolverMonitor",
     "SolverReport",
     "Tensors",
+    "block_edge",
+    "blocks",
     "chebyshev",
     "check_trained",
     "contraction",
     "equilibrium",
     "equilibrium_variance",
+    "flatten_batches",
     "implicit_fixed_point",
     "implicit_root",
     "newton",

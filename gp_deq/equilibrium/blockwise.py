@@ -166,8 +166,7 @@ def pair_matrix(
     """
     batch, (z1, z2), values = flatten_batches((x1, x2), hyperparameters)
     assert z1 is not None
-    if edge is None:
-        edge = CPU_EDGE if z1.device.type == "cpu" else GPU_EDGE
+    edge = block_edge(z1) if edge is None else edge
     pairs = make_map(*values)
     known = pairs.inputs(z1, z2)
     if known is None:
@@ -216,9 +215,7 @@ class _Task(NamedTuple):
         """The blocks of the matrix, of a symmetric one those on and above the diagonal."""
         batch, rows = x1.shape[:2]
         columns = rows if x2 is None else x2.shape[1]
-        for block in blocks(batch, rows, columns, self.edge):
-            if x2 is not None or block[2].start >= block[1].start:
-                yield block
+        return blocks(batch, rows, columns, self.edge, x2 is None)
 
     def split(self, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors, Tensors]:
         """Hyperparameters, what is known of rows and of columns, and what all pairs share."""
@@ -234,14 +231,24 @@ class _Task(NamedTuple):
         )
 
 
-def blocks(batch: int, rows: int, columns: int, edge: int) -> Iterator[Block]:
-    """Slices over batches, rows and columns, of about ``edge * edge`` pairs each."""
+def block_edge(x: Tensor) -> int:
+    """Number of rows and columns of a block on the device of a tensor."""
+    return CPU_EDGE if x.device.type == "cpu" else GPU_EDGE
+
+
+def blocks(
+    batch: int, rows: int, columns: int, edge: int, symmetric: bool = False
+) -> Iterator[Block]:
+    """Slices over batches, rows and columns, of about ``edge * edge`` pairs each.
+
+    Of a symmetric matrix they are those on and above the diagonal.
+    """
     height = min(rows, edge)
     width = min(columns, edge if rows > edge else max(edge, edge * edge // max(height, 1)))
     depth = max(1, edge * edge // max(height * width, 1))
     for first in range(0, batch, depth):
         for top in range(0, rows, max(height, 1)):
-            for left in range(0, columns, max(width, 1)):
+            for left in range(top if symmetric else 0, columns, max(width, 1)):
                 yield (
                     slice(first, min(first + depth, batch)),
                     slice(top, min(top + height, rows)),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
-from ..activations import Activation, PairCovariance, sine_excess_of_angle
-from ..activations.detailed_pair import from_covariance, layer_of
-from ..activations.pair_covariance import DetailedPair
+from ..activations import Activation, GramPair, PairCovariance, sine_excess_of_angle
 from .implicit import implicit_root
 from .monitor import SolverMonitor
 from .newton import newton
@@ -21,7 +20,7 @@ _PLAIN_STEPS = 4
 #: ``1 - w / w_critical`` down to 1e-12.
 _PLAIN_ANGLE_STEPS = 8
 
-#: Steps at equilibrium that give the quantities of a :class:`DetailedPair` their last digits; they
+#: Steps at equilibrium that give the quantities of a :class:`GramPair` their last digits; they
 #: converge quadratically, from the solver's tolerance.
 _LAST_STEPS = 3
 
@@ -52,10 +51,20 @@ def equilibrium(
     var1 = equilibrium_variance(activation, weight_variance, injected.var1, monitor)
     var2 = equilibrium_variance(activation, weight_variance, injected.var2, monitor)
     vardiff = _equilibrium_vardiff(activation, weight_variance, injected, var1, var2)
-    if isinstance(injected, DetailedPair):
-        return _equilibrium_in_detail(
-            activation, weight_variance, injected, (var1, var2, vardiff), monitor
-        )
+    return _solve_pair(injected, activation, weight_variance, var1, var2, vardiff, monitor)
+
+
+@singledispatch
+def _solve_pair(
+    injected: PairCovariance,
+    activation: Activation,
+    weight_variance: Tensor,
+    var1: Tensor,
+    var2: Tensor,
+    vardiff: Tensor,
+    monitor: SolverMonitor,
+) -> PairCovariance:
+    """The covariance at equilibrium of a pair of one kind, given the variances there."""
     with torch.no_grad():
         solve = _solve_by_angle if activation.homogeneous else _solve_distance
         sqdist = solve(activation, weight_variance, injected, var1, var2, vardiff, monitor)
@@ -74,6 +83,60 @@ def equilibrium(
 
     sqdist = implicit_root(sqdist, equation, weight_variance, injected.sqdist, var1, var2, vardiff)
     return PairCovariance(var1, var2, sqdist, vardiff)
+
+
+@_solve_pair.register
+def _solve_gram_pair(
+    injected: GramPair,
+    activation: Activation,
+    weight_variance: Tensor,
+    var1: Tensor,
+    var2: Tensor,
+    vardiff: Tensor,
+    monitor: SolverMonitor,
+) -> GramPair:
+    r"""Solves for all that a pair carries.
+
+    The unknown is :math:`G_{12}`, from which one layer makes the pair; then Newton steps move every
+    quantity of the pair by what one layer would change it, divided by the common slope :math:`1 -
+    wP`: so each gets the digits that the layer keeps.
+    """
+    with torch.no_grad():
+        diagonal1, diagonal2 = activation.diagonal(var1), activation.diagonal(var2)
+        change = activation.diagonal_difference(var1, var2, vardiff)
+        total, scale = diagonal1 + diagonal2, diagonal1.sqrt() * diagonal2.sqrt()
+
+        def pair_of(value: Tensor) -> GramPair:
+            sqdist = (total - 2 * value).clamp_min(0.0)
+            gram = (scale - value) * (scale + value)
+            dual = GramPair(diagonal1, diagonal2, sqdist, change, value, gram)
+            return dual.next_layer(weight_variance, injected)
+
+        def residual(value: Tensor, accuracy: float | None) -> tuple[Tensor, Tensor]:
+            dual, slope = activation.dual_and_derivative(pair_of(value))
+            return value - dual.cov, 1 - weight_variance * slope
+
+        start = activation.dual(injected).cov
+        noise = rounding(activation, weight_variance)
+        pair = pair_of(newton(residual, start, -scale, scale, scale, noise, monitor).point)
+        for _ in range(_LAST_STEPS):
+            dual, slope = activation.dual_and_derivative(pair)
+            layer = dual.next_layer(weight_variance, injected)
+            gap = 1 - weight_variance * slope
+            sqdist = pair.sqdist + (layer.sqdist - pair.sqdist) / gap
+            cov = pair.cov + (layer.cov - pair.cov) / gap
+            gram = pair.gram + (layer.gram - pair.gram) / gap
+            pair = GramPair(var1, var2, sqdist.clamp_min(0.0), vardiff, cov, gram.clamp_min(0.0))
+
+    def equation(
+        cov: Tensor, weight: Tensor, source: Tensor, var1: Tensor, var2: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        solved = GramPair.of_covariance(var1, var2, cov, pair)
+        dual, slope = activation.dual_and_derivative(solved)
+        return cov - weight * dual.cov - source, 1 - weight * slope
+
+    cov = implicit_root(pair.cov, equation, weight_variance, injected.cov, var1, var2)
+    return GramPair.of_covariance(var1, var2, cov, pair)
 
 
 def equilibrium_variance(
@@ -184,69 +247,6 @@ def _equilibrium_vardiff(
     # the derivative is that of the difference of the two variances
     difference = var1 - var2
     return difference + (exact - difference).detach()
-
-
-def _equilibrium_in_detail(
-    activation: Activation,
-    weight_variance: Tensor,
-    injected: DetailedPair,
-    variances: tuple[Tensor, Tensor, Tensor],
-    monitor: SolverMonitor,
-) -> DetailedPair:
-    r"""Solves :math:`\Sigma = w\, G(\Sigma) + b` for all that a pair carries.
-
-    The unknown is :math:`G_{12}`, from which one layer makes the pair (:func:`layer_of`); then
-    Newton steps move every quantity of the pair by what one layer would change it, divided by the
-    common slope :math:`1 - wP`: so each gets the digits that the layer keeps.
-    """
-    var1, var2, vardiff = variances
-    with torch.no_grad():
-        diagonal1, diagonal2 = activation.diagonal(var1), activation.diagonal(var2)
-        change = activation.diagonal_difference(var1, var2, vardiff)
-        total, scale = diagonal1 + diagonal2, diagonal1.sqrt() * diagonal2.sqrt()
-
-        def pair_of(value: Tensor) -> DetailedPair:
-            dual = PairCovariance(diagonal1, diagonal2, (total - 2 * value).clamp_min(0.0), change)
-            gram = (scale - value) * (scale + value)
-            opposite = (total + 2 * value).clamp_min(0.0)
-            return layer_of(weight_variance, DetailedPair(dual, value, opposite, gram), injected)
-
-        def residual(value: Tensor, accuracy: float | None) -> tuple[Tensor, Tensor]:
-            dual, slope = activation.dual_and_derivative(pair_of(value))
-            return value - dual.cov, 1 - weight_variance * slope
-
-        start = activation.dual(injected).cov
-        noise = rounding(activation, weight_variance)
-        root = newton(residual, start, -scale, scale, scale, noise, monitor).point
-        pair = pair_of(root)
-        for _ in range(_LAST_STEPS):
-            dual, slope = activation.dual_and_derivative(pair)
-            assert isinstance(dual, DetailedPair)
-            inverse = 1 / (1 - weight_variance * slope)
-            layer = layer_of(weight_variance, dual, injected)
-            sqdist, cov, opposite, gram = (
-                old + (new - old) * inverse
-                for old, new in zip(_details(pair), _details(layer), strict=True)
-            )
-            pair = DetailedPair(
-                PairCovariance(var1, var2, sqdist.clamp_min(0.0), vardiff),
-                cov,
-                opposite.clamp_min(0.0),
-                gram.clamp_min(0.0),
-            )
-
-    def equation(
-        cov: Tensor, weight_variance: Tensor, injected: Tensor, var1: Tensor, var2: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        dual, slope = activation.dual_and_derivative(from_covariance(var1, var2, cov, pair))
-        return cov - weight_variance * dual.cov - injected, 1 - weight_variance * slope
-
-    cov = implicit_root(pair.cov, equation, weight_variance, injected.cov, var1, var2)
-    return from_covariance(var1, var2, cov, pair)
-
-
-def _details(pair: DetailedPair) -> tuple[Tensor, ...]:
-    return pair.sqdist, pair.cov, pair.opposite, pair.gram
 
 
 def _solve_distance(

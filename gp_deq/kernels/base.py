@@ -1,4 +1,4 @@
-"""What all kernels of the package share: the injected input and its hyperparameters."""
+"""The base class of all kernels: the injected input and its hyperparameters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Hyperparameter:
     :class:`~gp_deq.kernels.constraints.Region`, a constraint and a prior:
 
     Args:
-        doc: What it is.
+        doc: A description.
 
     Example:
         >>> import torch
@@ -166,7 +166,7 @@ class NeuralKernel(Kernel):
     @property
     @abstractmethod
     def _nonlinearity(self) -> object:
-        """What makes the layers not linear, for messages."""
+        """The activation or the link, for messages."""
 
     def forward(
         self,
@@ -195,11 +195,6 @@ class NeuralKernel(Kernel):
             )
         x1, x2 = self._floating(x1), self._floating(x2)
         self._check_inputs(x1, x2, diag)
-        value = self._value(x1, x2, diag)
-        return value.squeeze(-1).squeeze(-1) if diag else value
-
-    def _value(self, x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
-        """The kernel, with ``diag`` of matrices of one entry."""
         z1, z2, values = self._arguments(x1, x2, diag)
 
         def evaluate(*tensors: Tensor) -> Tensor:
@@ -210,7 +205,8 @@ class NeuralKernel(Kernel):
             self._report(monitor, value)
             return value
 
-        return opaque(evaluate, *(x for x in (z1, z2, *values) if x is not None))
+        value = opaque(evaluate, *(x for x in (z1, z2, *values) if x is not None))
+        return value.squeeze(-1).squeeze(-1) if diag else value
 
     def _arguments(
         self, x1: Tensor, x2: Tensor, diag: bool

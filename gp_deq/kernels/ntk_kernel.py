@@ -46,6 +46,8 @@ class NTKKernel(FiniteDepthKernel):
         torch.Size([4, 4])
     """
 
+    uses_slope = True
+
     def __init__(
         self,
         activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
@@ -74,5 +76,3 @@ class NTKKernel(FiniteDepthKernel):
         if self.trained == "preactivation":
             return theta
         return slope * theta if self.trained == "hidden" else dual.cov + slope * theta
-
-    _is_tangent = True

@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import torch
 from gpytorch.constraints import Interval
 from gpytorch.priors import Prior
 from torch import Tensor
 
-from ..activations import Activation, PairCovariance, get_activation
-from ..activations.detailed_pair import constant_pair, detailed_pair, layer_of, scaled_in_parts
-from ..activations.pair_covariance import DetailedPair
-from ..differentiation import transforming
+from ..activations import (
+    Activation,
+    LossEstimate,
+    PairCovariance,
+    get_activation,
+    scaled_in_parts,
+)
 from ..equilibrium import (
     Layer,
     PairAngle,
     PairDistance,
     PairMap,
     ReadOut,
-    Recomputed,
     SolverMonitor,
     equilibrium,
-    pair_matrix,
 )
-from ..equilibrium.blockwise import blocks, flatten_batches
 from .base import Hyperparameter, NeuralKernel
+from .careful_pairs import lossy_pairs, with_care
 from .constraints import Region
-
-#: Error, in units in the last place, beyond which pairs are computed in detail: half of the
-#: documented bound of 64, as the estimate is one of orders of magnitude and other errors add.
-_LARGEST_LOSS = 32.0
-
-
-#: Rows and columns of the blocks in which these are looked for, which stay in cache.
-_EDGE = 256
 
 
 class WeightedKernel(NeuralKernel):
     """A kernel with hyperparameters ``weight_variance`` and ``bias_variance``."""
+
+    #: Whether the kernel depends on the derivatives of the activations.
+    uses_slope: bool = False
 
     weight_variance = Hyperparameter("Variance of the recurrent weights, ``*batch_shape x 1 x 1``.")
 
@@ -63,118 +59,44 @@ class WeightedKernel(NeuralKernel):
     def _nonlinearity(self) -> object:
         return self.activation
 
-    @property
-    def _is_tangent(self) -> bool:
-        """Whether the kernel depends on ``P``."""
-        return False
+    def _loss(self) -> LossEstimate | None:
+        """Estimates what squared distances alone lose; None if no pair loses too many digits."""
+        return self.activation.loss(self.uses_slope)
 
-    def _value(self, x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
-        if transforming() or torch.compiler.is_compiling():
-            # no branch may depend on values there
-            return super()._value(x1, x2, diag)
-        z1, z2, hyperparameters = self._arguments(x1, x2, diag)
-        pairs = self._lossy_pairs(z1, z2, hyperparameters[-1])
-        if pairs is None:
-            return super()._value(x1, x2, diag)
+    def _arguments(
+        self, x1: Tensor, x2: Tensor, diag: bool
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """Also the inputs, center and lengthscale, of which pairs computed with care are made."""
+        z1, z2, values = super()._arguments(x1, x2, diag)
+        exact = [self.center, self.lengthscale.detach(), x1.detach()]
+        if z2 is not None:
+            exact.append(x2.detach())
+        return z1, z2, [*values, *(x.unsqueeze(-2) if diag else x for x in exact)]
 
-        def scale(x: Tensor) -> Tensor:
-            size = self.lengthscale.double() * math.sqrt(x.shape[-1])
-            parts = scaled_in_parts(x.double(), self.center.double(), size)
-            return parts.unsqueeze(-2) if diag else parts
+    def _evaluate(
+        self,
+        z1: Tensor,
+        z2: Tensor | None,
+        hyperparameters: Sequence[Tensor],
+        monitor: SolverMonitor,
+    ) -> Tensor:
+        number = len(self.hyperparameter_names)
+        values, (center, lengthscale, *inputs) = hyperparameters[:number], hyperparameters[number:]
+        ordinary = partial(super()._evaluate, z1, z2, values, monitor)
+        estimate = self._loss()
+        if estimate is None:
+            return ordinary()
+        places = lossy_pairs(estimate, self.activation.homogeneous, z1, z2, values[-1])
+        if places is None:
+            return ordinary()
+        scale = lengthscale.double() * math.sqrt(z1.shape[-1])
+        first = scaled_in_parts(z1, inputs[0], center, scale)
+        second = None if z2 is None else scaled_in_parts(z2, inputs[1], center, scale)
 
-        monitor = SolverMonitor()
+        def kernel(injected: PairCovariance, *values: Tensor) -> Tensor:
+            return self._pair(injected, monitor, *values)
 
-        def function(z1: Tensor, z2: Tensor, *hyperparameters: Tensor) -> Tensor:
-            injected = detailed_pair(z1, z2, hyperparameters[-1])
-            return self._pair(injected, monitor, *hyperparameters)
-
-        def careful(x1: Tensor, x2: Tensor | None, others: Sequence[Tensor]) -> Tensor:
-            def make_map(*values: Tensor) -> PairMap:
-                return Recomputed(function, values)
-
-            value = pair_matrix(make_map, function, x1, x2, others)
-            self._report(monitor, value)
-            return value
-
-        parts1, parts2 = scale(x1), None if z2 is None else scale(x2)
-        wide = [value.double() for value in hyperparameters]
-        batch = torch.broadcast_shapes(
-            *(t.shape[:-2] for t in (z1, z1 if z2 is None else z2, *wide))
-        )
-        count = batch.numel() * z1.shape[-2] * (z1 if z2 is None else z2).shape[-2]
-        if 2 * len(pairs[0]) > count:
-            return careful(parts1, parts2, wide).to(z1.dtype)
-        value = super()._value(x1, x2, diag)
-        report = self.solver_report
-        along, rows, columns = pairs
-
-        def pick(tensor: Tensor, index: Tensor | None) -> Tensor:
-            flat = tensor.expand(*batch, *tensor.shape[-2:]).reshape(-1, *tensor.shape[-2:])
-            return flat[along, index].unsqueeze(-2) if index is not None else flat[along]
-
-        entries = careful(
-            pick(parts1, rows),
-            pick(parts1 if parts2 is None else parts2, columns),
-            [pick(value, None) for value in wide],
-        )
-        if not report.converged:
-            self.solver_report = report
-        entries = entries.reshape(-1).to(value.dtype)
-        flat = value.reshape(-1, *value.shape[-2:]).index_put((along, rows, columns), entries)
-        if z2 is None:
-            flat = flat.index_put((along, columns, rows), entries)
-        return flat.reshape(value.shape)
-
-    def _lossy_pairs(
-        self, z1: Tensor, z2: Tensor | None, bias_variance: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Batch, row and column of the pairs that need details; None if there are none.
-
-        Args:
-            z1: Scaled inputs.
-            z2: Scaled inputs; None for ``z1``, then only the upper triangle counts.
-            bias_variance: ``... x 1 x 1``.
-        """
-        if not self.activation.detailed or self._solves_angles:
-            return None
-        with torch.no_grad():
-            _, points, (bias,) = flatten_batches((z1, z2), (bias_variance,))
-            sides = [z for z in points if z is not None]
-            norms = [z.square().sum(-1, keepdim=True) for z in sides]
-            small = all(bool((norm <= _LARGEST_LOSS).all()) for norm in norms)
-            if small and not self.activation.homogeneous:
-                return None
-            found = []
-            for block in self._blocks(sides[0], sides[-1], points[1] is None):
-                along, down, across = block
-                first, second = sides[0][along, down], sides[-1][along, across]
-                loss = self.activation.loss(
-                    norms[0][along, down] + (bias if bias.shape[0] == 1 else bias[along]),
-                    norms[-1][along, across].mT + (bias if bias.shape[0] == 1 else bias[along]),
-                    first @ second.mT + (bias if bias.shape[0] == 1 else bias[along]),
-                    self._is_tangent,
-                )
-                lossy = loss > _LARGEST_LOSS
-                if points[1] is None and down == across:
-                    lossy = lossy.triu_()
-                if bool(lossy.any()):
-                    places = lossy.nonzero()
-                    found.append(places + places.new_tensor([part.start for part in block]))
-        if not found:
-            return None
-        batch, rows, columns = torch.cat(found).unbind(-1)
-        return batch, rows, columns
-
-    @property
-    def _solves_angles(self) -> bool:
-        """Whether the kernel is computed from angles that have all digits."""
-        return False
-
-    @staticmethod
-    def _blocks(x1: Tensor, x2: Tensor, symmetric: bool) -> Iterator[tuple[slice, slice, slice]]:
-        for block in blocks(x1.shape[0], x1.shape[1], x2.shape[1], _EDGE):
-            if not symmetric or block[2].start >= block[1].start:
-                yield block
+        return with_care(places, ordinary, kernel, first, second, values).to(z1.dtype)
 
     @abstractmethod
     def _weight_region(self) -> Region:
@@ -209,26 +131,12 @@ class FiniteDepthKernel(WeightedKernel):
         bias_variance: Tensor,
     ) -> PairCovariance:
         """Covariance of the pre-activations of the layer after one with these activations."""
-        if isinstance(dual, DetailedPair):
-            assert isinstance(injected, DetailedPair)
-            source = injected if self.input_injection else constant_pair(bias_variance, injected)
-            return layer_of(weight_variance, dual, source)
-        if self.input_injection:
-            terms = zip(dual, injected, strict=True)
-            return PairCovariance(*(weight_variance * term + other for term, other in terms))
-        return PairCovariance(
-            weight_variance * dual.var1 + bias_variance,
-            weight_variance * dual.var2 + bias_variance,
-            weight_variance * dual.sqdist,
-            weight_variance * dual.vardiff,
-        )
+        source = injected if self.input_injection else injected.constant(bias_variance)
+        return dual.next_layer(weight_variance, source)
 
 
 class EquilibriumKernel(WeightedKernel):
     """A kernel at equilibrium, its weight variance below the critical value."""
-
-    #: Whether the kernel depends on the derivatives of the activations.
-    uses_slope: bool = False
 
     def __init__(
         self,
@@ -244,17 +152,13 @@ class EquilibriumKernel(WeightedKernel):
             )
         super().__init__(activation, *args, **kwargs)
 
+    def _loss(self) -> LossEstimate | None:
+        # homogeneous activations are solved in angles, which have all digits
+        return None if self.activation.homogeneous else super()._loss()
+
     @abstractmethod
     def _read_out(self, layer: Layer) -> ReadOut:
         """The kernel of a layer at equilibrium."""
-
-    @property
-    def _is_tangent(self) -> bool:
-        return self.uses_slope
-
-    @property
-    def _solves_angles(self) -> bool:
-        return self.activation.homogeneous
 
     def _weight_region(self) -> Region:
         critical = self.activation.critical_weight_variance
