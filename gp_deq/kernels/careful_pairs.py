@@ -35,9 +35,10 @@ def lossy_pairs(
     r"""The pairs that lose more digits than the documented bound allows; None if there are none.
 
     Mostly the norms :math:`|z|^2` of the inputs tell that there are none. Estimates of smooth
-    activations are at most of the order of the largest norm. That of ReLU is :math:`4 m / (v_1 + v_2)` over the sine of an angle, where
-    :math:`v_1 v_2 \sin^2\theta \ge \beta m` because the bias is a coordinate of all inputs: it is
-    at most :math:`2 \sqrt{m / \beta}`, and :math:`m \le 4 \max |z|^2`.
+    activations are at most of the order of the largest norm. That of ReLU is :math:`4 m / (v_1 +
+    v_2)` over the sine of an angle, where :math:`v_1 v_2 \sin^2\theta \ge \beta m` because the bias
+    is a coordinate of all inputs: it is at most :math:`2 \sqrt{m / \beta}`, and :math:`m \le 4 \max
+    |z|^2`.
 
     Args:
         estimate: That of the activation.
