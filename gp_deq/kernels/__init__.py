@@ -1,4 +1,4 @@
-"""What a GPyTorch user imports: kernels of infinitely wide networks."""
+"""Kernels of infinitely wide networks, as GPyTorch kernels."""
 
 from .base import NeuralKernel, same_inputs
 from .constraints import AboveCritical, AboveRounding, BelowCritical

@@ -1,4 +1,4 @@
-"""What all kernels of the package share: the injected input and its hyperparameters."""
+"""The base class of all kernels: the injected input and its hyperparameters."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Hyperparameter:
     :class:`~gp_deq.kernels.constraints.Region`, a constraint and a prior:
 
     Args:
-        doc: What it is.
+        doc: A description.
 
     Example:
         >>> import torch
@@ -166,7 +166,7 @@ class NeuralKernel(Kernel):
     @property
     @abstractmethod
     def _nonlinearity(self) -> object:
-        """What makes the layers not linear, for messages."""
+        """The activation or the link, for messages."""
 
     def forward(
         self,
