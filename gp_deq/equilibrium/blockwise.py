@@ -1,10 +1,10 @@
 """Kernel matrices, block by block: in cache, and in memory that no iteration makes grow.
 
 Quantities of one input (variances, roots, coefficients of series) are ordinary PyTorch tensors with
-a graph. Pairs are made by hand: a :class:`PairMap` gives the kernel of a block of pairs and pulls a gradient
-back through it, and one autograd Function puts the blocks together. Where its backward pass is
-itself differentiated, a reference is differentiated instead: the same kernel as a function that
-PyTorch can differentiate any number of times.
+a graph. Pairs are made by hand: a :class:`PairMap` gives the kernel of a block of pairs and pulls a
+gradient back through it, and one autograd Function puts the blocks together. Where its backward
+pass is itself differentiated, a reference is differentiated instead: the same kernel as a function
+that PyTorch can differentiate any number of times.
 """
 
 from __future__ import annotations
