@@ -26,7 +26,7 @@ from .gradients import value_and_slope
 from .hermite import Hermite, gaussian_quadrature, panel_halvings
 from .injected import exact_angle, injected_angle
 from .link import ExponentialFamilyLink, get_link, product_dual
-from .pair_covariance import PairCovariance, safe_sqrt, squared_distance
+from .pair_covariance import PairCovariance, bounded, safe_sqrt, squared_distance
 from .piecewise_linear import Identity, LeakyReLU, ReLU
 from .power_series import coefficient_gradients, power_series
 from .sine import Sine
@@ -50,6 +50,7 @@ __all__ = [
     "SignedBernoulli",
     "Sine",
     "angle",
+    "bounded",
     "coefficient_gradients",
     "exact_angle",
     "gaussian_quadrature",

@@ -284,7 +284,8 @@ class _Matrix(torch.autograd.Function):
                 groups = _part(one, along, down), _part(two, along, across), _part(shared, along)
             value, others = task.pairs.forward(*groups)
             _write(matrix, block, value, task.symmetric)
-            saved.extend(others)
+            if any(ctx.needs_input_grad):
+                saved.extend(others)
         ctx.task, ctx.num_tensors = task, len(tensors)
         ctx.save_for_backward(x1, x2, *tensors, matrix, *saved)
         return matrix

@@ -12,7 +12,7 @@ from gpytorch.kernels import Kernel
 from gpytorch.priors import Prior
 from torch import Tensor
 
-from ...activations import ExponentialFamilyLink, PairCovariance, get_link
+from ...activations import ExponentialFamilyLink, PairCovariance, bounded, get_link
 from ...equilibrium import PairFunction, PairMap, SolverMonitor
 from ..base import Hyperparameter, NeuralKernel
 from ..constraints import Region
@@ -349,7 +349,7 @@ def _features_of_a_kernel(
 ) -> PairCovariance:
     """Covariance of observed features that are a GPyTorch kernel."""
     # rounding must not separate inputs that coincide
-    sqdist = torch.where(pair.coincident, 0.0, (var1 + var2 - 2 * cov).clamp_min(0.0))
+    sqdist = torch.where(pair.coincident, 0.0, bounded(var1 + var2 - 2 * cov, 0.0))
     return PairCovariance(var1, var2, sqdist, var1 - var2)
 
 
