@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .activation import Activation
-from .angles import angle, sine_excess, sine_excess_of_angle
+from .angles import angle as angle
+from .angles import sine_excess as sine_excess
+from .angles import sine_excess_of_angle as sine_excess_of_angle
 from .erf import Erf
 from .families import (
     Bernoulli,
@@ -22,13 +24,21 @@ from .families import (
     get_family,
 )
 from .gelu import GELU
-from .gradients import value_and_slope
-from .hermite import Hermite, gaussian_quadrature, panel_halvings
-from .injected import exact_angle, injected_angle
-from .link import ExponentialFamilyLink, get_link, product_dual
-from .pair_covariance import PairCovariance, bounded, safe_sqrt, squared_distance
+from .gradients import value_and_slope as value_and_slope
+from .hermite import Hermite
+from .hermite import gaussian_quadrature as gaussian_quadrature
+from .hermite import panel_halvings as panel_halvings
+from .injected import exact_angle as exact_angle
+from .injected import injected_angle as injected_angle
+from .link import ExponentialFamilyLink, get_link
+from .link import product_dual as product_dual
+from .pair_covariance import PairCovariance
+from .pair_covariance import bounded as bounded
+from .pair_covariance import safe_sqrt as safe_sqrt
+from .pair_covariance import squared_distance as squared_distance
 from .piecewise_linear import Identity, LeakyReLU, ReLU
-from .power_series import coefficient_gradients, power_series
+from .power_series import coefficient_gradients as coefficient_gradients
+from .power_series import power_series as power_series
 from .sine import Sine
 
 __all__ = [
@@ -49,23 +59,9 @@ __all__ = [
     "ReLU",
     "SignedBernoulli",
     "Sine",
-    "angle",
-    "bounded",
-    "coefficient_gradients",
-    "exact_angle",
-    "gaussian_quadrature",
     "get_activation",
     "get_family",
     "get_link",
-    "injected_angle",
-    "panel_halvings",
-    "power_series",
-    "product_dual",
-    "safe_sqrt",
-    "sine_excess",
-    "sine_excess_of_angle",
-    "squared_distance",
-    "value_and_slope",
 ]
 
 _CLOSED_FORM: dict[str, Callable[[], Activation]] = {

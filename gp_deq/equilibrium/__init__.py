@@ -1,6 +1,8 @@
 """Fixed points of a layer, solved in-graph: solvers, implicit differentiation, diagnostics."""
 
-from .blockwise import Gradients, Needs, PairFunction, PairMap, Recomputed, Tensors, pair_matrix
+from .blockwise import Gradients, Needs, PairMap, Recomputed, pair_matrix
+from .blockwise import PairFunction as PairFunction
+from .blockwise import Tensors as Tensors
 from .fixed_point import contraction, equilibrium, equilibrium_variance
 from .implicit import implicit_fixed_point, implicit_root
 from .interpolation import chebyshev
@@ -9,17 +11,17 @@ from .newton import newton
 from .pair_angle import PairAngle
 from .pair_distance import PairDistance
 from .pair_profile import PairProfile, Shape
-from .read_out import TRAINED, Layer, ReadOut, check_trained, tangent
+from .read_out import TRAINED as TRAINED
+from .read_out import Layer, ReadOut, tangent
+from .read_out import check_trained as check_trained
 
 __all__ = [
-    "TRAINED",
     "ConvergenceWarning",
     "Gradients",
     "Layer",
     "Needs",
     "PairAngle",
     "PairDistance",
-    "PairFunction",
     "PairMap",
     "PairProfile",
     "ReadOut",
@@ -27,9 +29,7 @@ __all__ = [
     "Shape",
     "SolverMonitor",
     "SolverReport",
-    "Tensors",
     "chebyshev",
-    "check_trained",
     "contraction",
     "equilibrium",
     "equilibrium_variance",
