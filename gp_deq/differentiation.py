@@ -69,7 +69,7 @@ def pull_back(
 def in_their_places(
     gradients: Iterable[Tensor], needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """What a backward pass returns: the gradients of :func:`pull_back`, and None between them."""
+    """The gradients of :func:`pull_back`, with None for arguments that need none."""
     found = iter(gradients)
     return tuple(next(found) if need else None for need in needed)
 
@@ -82,7 +82,7 @@ def opaque(function: Function, *tensors: Tensor) -> Any:
 
     Args:
         function: See :data:`Function`. Tensors that it does not get as arguments are constants.
-        *tensors: What to differentiate with respect to, and to map over.
+        *tensors: Arguments, which transforms differentiate with respect to and map over.
     """
     if transforming():
         return _Opaque.apply(function, *tensors)

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from .activation import Activation
-from .angles import angle, sine_excess, sine_excess_of_angle
-from .cancellation import LossEstimate
+from .angles import angle as angle
+from .angles import sine_excess as sine_excess
+from .angles import sine_excess_of_angle as sine_excess_of_angle
+from .cancellation import LossEstimate as LossEstimate
 from .erf import Erf
 from .families import (
     Bernoulli,
@@ -23,14 +25,23 @@ from .families import (
     get_family,
 )
 from .gelu import GELU
-from .gradients import value_and_slope
-from .gram_pair import GramPair, scaled_in_parts
-from .hermite import Hermite, gaussian_quadrature, panel_halvings
-from .injected import exact_angle, injected_angle
-from .link import ExponentialFamilyLink, get_link, product_dual
-from .pair_covariance import PairCovariance, safe_sqrt, squared_distance
+from .gradients import value_and_slope as value_and_slope
+from .gram_pair import GramPair as GramPair
+from .gram_pair import scaled_in_parts as scaled_in_parts
+from .hermite import Hermite
+from .hermite import gaussian_quadrature as gaussian_quadrature
+from .hermite import panel_halvings as panel_halvings
+from .injected import exact_angle as exact_angle
+from .injected import injected_angle as injected_angle
+from .link import ExponentialFamilyLink, get_link
+from .link import product_dual as product_dual
+from .pair_covariance import PairCovariance
+from .pair_covariance import bounded as bounded
+from .pair_covariance import safe_sqrt as safe_sqrt
+from .pair_covariance import squared_distance as squared_distance
 from .piecewise_linear import Identity, LeakyReLU, ReLU
-from .power_series import coefficient_gradients, power_series
+from .power_series import coefficient_gradients as coefficient_gradients
+from .power_series import power_series as power_series
 from .sine import Sine
 
 __all__ = [
@@ -43,33 +54,17 @@ __all__ = [
     "ExponentialFamily",
     "ExponentialFamilyLink",
     "Gaussian",
-    "GramPair",
     "Hermite",
     "Identity",
     "LeakyReLU",
-    "LossEstimate",
     "PairCovariance",
     "Poisson",
     "ReLU",
     "SignedBernoulli",
     "Sine",
-    "angle",
-    "coefficient_gradients",
-    "exact_angle",
-    "gaussian_quadrature",
     "get_activation",
     "get_family",
     "get_link",
-    "injected_angle",
-    "panel_halvings",
-    "power_series",
-    "product_dual",
-    "safe_sqrt",
-    "scaled_in_parts",
-    "sine_excess",
-    "sine_excess_of_angle",
-    "squared_distance",
-    "value_and_slope",
 ]
 
 _CLOSED_FORM: dict[str, Callable[[], Activation]] = {

@@ -12,8 +12,8 @@ def slopes(value: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
     """Derivatives of an elementwise function, without a graph; zero where it is constant.
 
     Args:
-        value: Of the points, with a graph unless it does not depend on them.
-        *points: Of its shape.
+        value: Values of the function at the points, with a graph unless it is constant.
+        *points: Its arguments, of the same shape.
     """
     if not value.requires_grad:
         return tuple(torch.zeros_like(point) for point in points)

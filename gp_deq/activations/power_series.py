@@ -289,6 +289,6 @@ def _term_bounds(first: Tensor, second: Tensor) -> list[float]:
     largest = []
     for coefficients in (first.detach(), second.detach()):
         size = torch.linalg.vector_norm(coefficients, dim=-1, keepdim=True)
-        share = (coefficients / size.masked_fill_(size == 0, 1.0)).abs_()
+        share = coefficients.abs().mul_(size.masked_fill_(size == 0, 1.0).reciprocal_())
         largest.append(share.flatten(0, -2).amax(0))
     return (largest[0] * largest[1]).tolist()

@@ -36,7 +36,7 @@ def find() -> dict[str, str]:
     """The experiments of this package, found without importing them.
 
     Returns:
-        What each is about, by the name of its command.
+        The subject of each, by the name of its command.
     """
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):

@@ -156,7 +156,7 @@ def spread(tasks: Iterable[tuple]) -> Iterator[Any]:
         tasks: Calls that joblib's ``delayed`` made; a task is taken when a process is free for it.
 
     Yields:
-        What the tasks return, as they finish.
+        The results of the tasks, as they finish.
     """
     tasks = iter(tasks)
     if get_active_backend()[0].supports_return_generator:

@@ -1,6 +1,6 @@
 r"""Time and memory of the kernels beside Matern-5/2, RBF and InfiniteWidthBNNKernel.
 
-What is measured is one step of marginal-likelihood learning as far as the kernel is concerned: the
+The measurement is one step of marginal-likelihood learning as far as the kernel is concerned: the
 dense matrix ``K`` of ``ScaleKernel(kernel)`` at ``n`` standard normal inputs, then
 ``(K * C).sum().backward()`` for a fixed random ``C``, in float64, where the hyperparameters
 require gradients and the inputs do not.

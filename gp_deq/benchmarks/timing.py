@@ -126,7 +126,7 @@ def in_process(
         environment: Variables for the process, the C library's settings among them.
 
     Returns:
-        What the function returned, through JSON.
+        The result of the function, through JSON.
 
     Raises:
         RuntimeError: The process failed; the message has its last words.

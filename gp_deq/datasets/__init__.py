@@ -2,7 +2,8 @@
 
 from .dataset import Dataset, Split, split_rows, standardized_split, train_test_split
 from .registry import NAMES, load, load_diabetes
-from .table import Column, Columns, Table, TableError, describe_rows, load_csv
+from .table import Column, Columns, Table, TableError, load_csv
+from .table import describe_rows as describe_rows
 
 __all__ = [
     "NAMES",
@@ -12,7 +13,6 @@ __all__ = [
     "Split",
     "Table",
     "TableError",
-    "describe_rows",
     "load",
     "load_csv",
     "load_diabetes",

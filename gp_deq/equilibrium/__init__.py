@@ -1,17 +1,11 @@
 """Fixed points of a layer, solved in-graph: solvers, implicit differentiation, diagnostics."""
 
-from .blockwise import (
-    Gradients,
-    Needs,
-    PairFunction,
-    PairMap,
-    Recomputed,
-    Tensors,
-    block_edge,
-    blocks,
-    flatten_batches,
-    pair_matrix,
-)
+from .blockwise import Gradients, Needs, PairMap, Recomputed, pair_matrix
+from .blockwise import PairFunction as PairFunction
+from .blockwise import Tensors as Tensors
+from .blockwise import block_edge as block_edge
+from .blockwise import blocks as blocks
+from .blockwise import flatten_batches as flatten_batches
 from .fixed_point import contraction, equilibrium, equilibrium_variance
 from .implicit import implicit_fixed_point, implicit_root
 from .interpolation import chebyshev
@@ -20,17 +14,17 @@ from .newton import newton
 from .pair_angle import PairAngle
 from .pair_distance import PairDistance
 from .pair_profile import PairProfile, Shape
-from .read_out import TRAINED, Layer, ReadOut, check_trained, tangent
+from .read_out import TRAINED as TRAINED
+from .read_out import Layer, ReadOut, tangent
+from .read_out import check_trained as check_trained
 
 __all__ = [
-    "TRAINED",
     "ConvergenceWarning",
     "Gradients",
     "Layer",
     "Needs",
     "PairAngle",
     "PairDistance",
-    "PairFunction",
     "PairMap",
     "PairProfile",
     "ReadOut",
@@ -38,15 +32,10 @@ __all__ = [
     "Shape",
     "SolverMonitor",
     "SolverReport",
-    "Tensors",
-    "block_edge",
-    "blocks",
     "chebyshev",
-    "check_trained",
     "contraction",
     "equilibrium",
     "equilibrium_variance",
-    "flatten_batches",
     "implicit_fixed_point",
     "implicit_root",
     "newton",

@@ -1,10 +1,10 @@
 """Kernel matrices, block by block: in cache, and in memory that no iteration makes grow.
 
-What concerns one input (variances, roots, coefficients of series) is ordinary PyTorch with a graph.
-Pairs are made by hand: a :class:`PairMap` gives the kernel of a block of pairs and pulls a gradient
-back through it, and one autograd Function puts the blocks together. Where its backward pass is
-itself differentiated, a reference is differentiated instead: the same kernel as a function that
-PyTorch can differentiate any number of times.
+Quantities of one input (variances, roots, coefficients of series) are ordinary PyTorch tensors with
+a graph. Pairs are made by hand: a :class:`PairMap` gives the kernel of a block of pairs and pulls a
+gradient back through it, and one autograd Function puts the blocks together. Where its backward
+pass is itself differentiated, a reference is differentiated instead: the same kernel as a function
+that PyTorch can differentiate any number of times.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Gradients(NamedTuple):
     """Gradients with respect to the three groups of tensors that a pair map works on.
 
     Args:
-        one: With respect to what is known of the rows' inputs.
-        two: With respect to what is known of the columns' inputs.
-        shared: With respect to the hyperparameters.
+        one: Gradients with respect to the tensors of the rows.
+        two: Gradients with respect to the tensors of the columns.
+        shared: Gradients with respect to the tensors that all pairs share.
     """
 
     one: Tensors
@@ -68,7 +68,7 @@ class PairMap(ABC):
 
     @abstractmethod
     def inputs(self, x1: Tensor, x2: Tensor | None) -> tuple[Tensors, Tensors] | None:
-        """What the map needs to know of each input, with a graph where derivatives pass through it.
+        """Quantities of each input that the map needs, with a graph where derivatives pass through.
 
         Args:
             x1: Scaled inputs, ``b x n x d``.
@@ -81,12 +81,12 @@ class PairMap(ABC):
 
     @abstractmethod
     def forward(self, one: Tensors, two: Tensors, shared: Tensors) -> tuple[Tensor, Tensors]:
-        """The kernel of a block, and what :meth:`vjp` wants to be told of it; without a graph.
+        """The kernel of a block, and the tensors that :meth:`vjp` wants of it; without a graph.
 
         Args:
-            one: Those of :meth:`inputs` that belong to the rows of the block.
-            two: Those that belong to its columns.
-            shared: Those of :attr:`shared` that belong to its batches.
+            one: The tensors of :meth:`inputs` for the rows of the block.
+            two: The tensors of :meth:`inputs` for its columns.
+            shared: The tensors :attr:`shared` for its batches.
         """
 
     def vjp(
@@ -202,7 +202,7 @@ def flatten_batches(
 
 
 class _Task(NamedTuple):
-    """What the autograd Function is told besides tensors."""
+    """The arguments of the autograd Function that are not tensors."""
 
     pairs: PairMap
     reference: PairFunction
@@ -291,7 +291,8 @@ class _Matrix(torch.autograd.Function):
                 groups = _part(one, along, down), _part(two, along, across), _part(shared, along)
             value, others = task.pairs.forward(*groups)
             _write(matrix, block, value, task.symmetric)
-            saved.extend(others)
+            if any(ctx.needs_input_grad):
+                saved.extend(others)
         ctx.task, ctx.num_tensors = task, len(tensors)
         ctx.save_for_backward(x1, x2, *tensors, matrix, *saved)
         return matrix

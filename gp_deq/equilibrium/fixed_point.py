@@ -194,7 +194,7 @@ def attach_variance(
     r"""Variances with derivatives of first order, from what is known of the diagonal there.
 
     Args:
-        variance: Those of :func:`solve_variance`.
+        variance: The result of :func:`solve_variance`.
         dual: :math:`g(v)`.
         slope: :math:`g'(v)`.
         weight_variance: :math:`w`, ``... x 1 x 1``.

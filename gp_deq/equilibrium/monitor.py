@@ -47,7 +47,7 @@ class SolverMonitor:
             self._residuals.append((residual.detach().amax(), tolerance))
 
     def report(self) -> SolverReport:
-        """What was recorded so far."""
+        """The record so far."""
         if not self._residuals:
             return SolverReport(self._iterations, 0.0, True)
         worst = torch.stack([residual for residual, _ in self._residuals]).tolist()

@@ -13,7 +13,7 @@ from .. import settings
 from .monitor import SolverMonitor
 
 #: Maps points, and the accuracy that their step needs, to the values of the functions and their
-#: slopes, of the shape of the points; whatever it returns besides is handed on.
+#: slopes, of the shape of the points; other results are handed on.
 Equation = Callable[[Tensor, float | None], Sequence[Tensor]]
 
 #: Steps after which one that is rounding is accepted: Newton's method has converged by then.
@@ -21,12 +21,12 @@ _PATIENCE = 10
 
 
 class Root(NamedTuple):
-    """What Newton's iteration found.
+    """The result of Newton's iteration.
 
     Args:
         point: The roots.
         change: The last step towards them.
-        evaluation: What the equation returned before that step.
+        evaluation: The result of the equation before that step.
     """
 
     point: Tensor

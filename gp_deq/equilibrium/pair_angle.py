@@ -168,7 +168,7 @@ def fit_angle(
 
 
 class _Known(NamedTuple):
-    """What the map knows of the inputs of one side, each ``b x n x ...``.
+    """Quantities of the inputs of one side, each ``b x n x ...``.
 
     Args:
         x: Scaled inputs.

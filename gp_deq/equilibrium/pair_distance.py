@@ -30,14 +30,14 @@ _LARGE_VARIANCE = 2.0**16
 
 
 class _Known(NamedTuple):
-    """What the map knows of the inputs of one side, each ``b x n x ...``.
+    """Quantities of the inputs of one side, each ``b x n x ...``.
 
     Args:
         x: Scaled inputs.
         variance: Variances at equilibrium, with a graph.
         root: Their roots.
         injected: Injected variances.
-        features: Those of the activation at the variances.
+        features: The features of the activation at the variances.
         dual: :math:`g(v)`.
         start: Coefficients of the first point of Newton's iteration; None for a simpler one.
     """

@@ -239,6 +239,9 @@ def _interpolate(
         theta = (4 * tangent.atan()).repeat(like.shape[0], 1, 1).requires_grad_()
         values = profile(theta, *(value.double() for value in hyperparameters))
         (slopes,) = torch.autograd.grad(values.sum(), theta, retain_graph=True)
+    if not any(value.requires_grad for value in hyperparameters):
+        # the nodes are no variables
+        values = values.detach()
     series = values @ transform
     # by the cosine, without the factor that is singular
     by_cosine = tangent ** (1 - 0.5**shape.roots) if shape.cusp else 1 / theta.detach().sin()

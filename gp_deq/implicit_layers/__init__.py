@@ -10,17 +10,20 @@ from ..activations import (
     SignedBernoulli,
     get_family,
 )
-from .autocast import without_autocast
+from .autocast import without_autocast as without_autocast
 from .deq_layer import ConvDEQLayer, DEQLayer
 from .kernel_glm import GLMWeights, KernelGLM
-from .map_solver import Curvature, check_covariance, check_data, check_new_inputs, most_probable
+from .map_solver import Curvature as Curvature
+from .map_solver import check_covariance as check_covariance
+from .map_solver import check_data as check_data
+from .map_solver import check_new_inputs as check_new_inputs
+from .map_solver import most_probable as most_probable
 
 __all__ = [
     "Bernoulli",
     "Binomial",
     "ContinuousBernoulli",
     "ConvDEQLayer",
-    "Curvature",
     "DEQLayer",
     "ExponentialFamily",
     "GLMWeights",
@@ -28,10 +31,5 @@ __all__ = [
     "KernelGLM",
     "Poisson",
     "SignedBernoulli",
-    "check_covariance",
-    "check_data",
-    "check_new_inputs",
     "get_family",
-    "most_probable",
-    "without_autocast",
 ]

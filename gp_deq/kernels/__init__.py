@@ -1,8 +1,10 @@
-"""What a GPyTorch user imports: kernels of infinitely wide networks."""
+"""Kernels of infinitely wide networks, as GPyTorch kernels."""
 
-from .base import NeuralKernel, same_inputs
+from .base import NeuralKernel
+from .base import same_inputs as same_inputs
 from .constraints import AboveCritical, AboveRounding, BelowCritical
-from .deker import DEKerKernel, check_step_size
+from .deker import DEKerKernel
+from .deker import check_step_size as check_step_size
 from .deq_nngp_kernel import DEQNNGPKernel
 from .deq_ntk_kernel import DEQNTKKernel
 from .nngp_kernel import NNGPKernel
@@ -21,6 +23,4 @@ __all__ = [
     "NTKKernel",
     "NeuralKernel",
     "WeightedKernel",
-    "check_step_size",
-    "same_inputs",
 ]

@@ -51,6 +51,8 @@ class CovarianceFixedPoint(Regime):
 
     def __init__(self, link: ExponentialFamilyLink, features: str | None, step_size: float) -> None:
         self.link, self.features, self.step_size = link, features, step_size
+        rho, _ = link.rho.coefficients(torch.ones(1, 1, dtype=torch.float64))
+        self.constant_rho = not bool(rho[..., 1:].any())
 
     def inertia(self, regularization: Tensor) -> Tensor:
         r""":math:`\Lambda`, ``... x 1 x 1``.
@@ -110,9 +112,15 @@ class CovarianceFixedPoint(Regime):
     ) -> PairMap | None:
         """See :meth:`Regime.pair_map`."""
         assert self.features is not None
-        inertia = self.inertia(regularization)
         return PairSeries(
-            self.link, self.features, identical, monitor, inertia, feature_scale, bias_variance
+            self.link,
+            self.features,
+            self.constant_rho,
+            identical,
+            monitor,
+            self.inertia(regularization),
+            feature_scale,
+            bias_variance,
         )
 
 
@@ -401,6 +409,7 @@ class PairSeries(PairMap):
     Args:
         link: The link.
         features: "relu" or "linear".
+        constant_rho: Whether :math:`\rho` is constant: then R has one term.
         identical: Whether coincident inputs have identical features, so that their covariance is
             their variance wherever the root is another.
         monitor: Collects the record of the solves.
@@ -413,13 +422,14 @@ class PairSeries(PairMap):
         self,
         link: ExponentialFamilyLink,
         features: str,
+        constant_rho: bool,
         identical: bool,
         monitor: SolverMonitor,
         inertia: Tensor,
         feature_scale: Tensor,
         bias_variance: Tensor,
     ) -> None:
-        self.link, self.features = link, features
+        self.link, self.features, self.constant_rho = link, features, constant_rho
         self.identical, self.monitor = identical, monitor
         self.feature_scale = feature_scale
         self.shared = (inertia, feature_scale.square(), bias_variance)
@@ -434,6 +444,8 @@ class PairSeries(PairMap):
             variance = fixed_variance(self.link, inertia, features, mean, self.monitor)
             series = Series.once_differentiable(self.link, variance, mean)
             _, rho, rho_slope, residual, residual_slope = series
+            if self.constant_rho:
+                rho, rho_slope = rho[..., :1], rho_slope[..., :1]
             slopes = rho_slope.detach(), residual_slope.detach()
             known = injected, variance, rho, slopes[0], residual, slopes[1]
             sides.append(_Known(x, *known))

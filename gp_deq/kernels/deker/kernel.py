@@ -12,7 +12,7 @@ from gpytorch.kernels import Kernel
 from gpytorch.priors import Prior
 from torch import Tensor
 
-from ...activations import ExponentialFamilyLink, PairCovariance, get_link
+from ...activations import ExponentialFamilyLink, PairCovariance, bounded, get_link
 from ...equilibrium import PairFunction, PairMap, SolverMonitor
 from ..base import Hyperparameter, NeuralKernel
 from ..constraints import Region
@@ -281,7 +281,10 @@ class DEKerKernel(NeuralKernel):
         return function
 
     def _pair_map(self, monitor: SolverMonitor, *hyperparameters: Tensor) -> PairMap:
-        found = self._regime.pair_map(*hyperparameters, self.coincident == "sgd", monitor)
+        regularization, feature_scale, bias_variance = hyperparameters
+        found = self._regime.pair_map(
+            regularization, feature_scale, bias_variance, self.coincident == "sgd", monitor
+        )
         return super()._pair_map(monitor, *hyperparameters) if found is None else found
 
     def _evaluate(
@@ -329,13 +332,13 @@ def choose_regime(
         num_steps: Number of updates; None for their fixed point.
         step_size: Step size of the updates.
     """
-    angles = link.homogeneous and features is not None
+    if link.homogeneous and features is not None:
+        unit = UNIT_FEATURES[features]
+        if num_steps is None:
+            return AngleFixedPoint(unit, step_size)
+        return AngleUpdates(unit, step_size, num_steps)
     if num_steps is not None:
-        if angles:
-            return AngleUpdates(UNIT_FEATURES[features], step_size, num_steps)
         return CovarianceUpdates(link, features, num_steps, step_size)
-    if angles:
-        return AngleFixedPoint(UNIT_FEATURES[features], step_size)
     if link.homogeneous:
         return KernelAngleFixedPoint(step_size)
     return CovarianceFixedPoint(link, features, step_size)
@@ -346,7 +349,7 @@ def _features_of_a_kernel(
 ) -> PairCovariance:
     """Covariance of observed features that are a GPyTorch kernel."""
     # rounding must not separate inputs that coincide
-    sqdist = torch.where(pair.coincident, 0.0, (var1 + var2 - 2 * cov).clamp_min(0.0))
+    sqdist = torch.where(pair.coincident, 0.0, bounded(var1 + var2 - 2 * cov, 0.0))
     return PairCovariance(var1, var2, sqdist, var1 - var2)
 
 
