@@ -152,12 +152,6 @@ class GramPair(PairCovariance):
         cov, gram = self._carried
         return GramPair(*super().scaled(factor), factor * cov, factor**2 * gram)
 
-    def constant(self, variance: Tensor) -> GramPair:
-        """See :meth:`PairCovariance.constant`."""
-        zero = torch.zeros_like(self.sqdist)
-        var1, var2 = (variance + torch.zeros_like(value) for value in self[:2])
-        return GramPair(var1, var2, zero, zero, variance + zero, zero)
-
     def after_activation(
         self,
         var1: Tensor,
@@ -201,6 +195,13 @@ class GramPair(PairCovariance):
             mixed = change.square() + 2 * scale[0] * scale[1] * rest
             gram = weight_variance**2 * self.gram + injected.gram + weight_variance * mixed
         return GramPair.of_covariance(pair.var1, pair.var2, cov, GramPair(*pair, cov, gram))
+
+    def next_layer_without_input(self, weight_variance: Tensor, bias_variance: Tensor) -> GramPair:
+        """See :meth:`PairCovariance.next_layer_without_input`."""
+        zero = torch.zeros_like(self.sqdist)
+        var1, var2 = (bias_variance + torch.zeros_like(value) for value in self[:2])
+        bias = GramPair(var1, var2, zero, zero, bias_variance + zero, zero)
+        return self.next_layer(weight_variance, bias)
 
 
 @bent_distance.register

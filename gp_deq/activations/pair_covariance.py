@@ -98,11 +98,6 @@ class PairCovariance(NamedTuple):
         """The covariances times a factor."""
         return PairCovariance(*(factor * term for term in self))
 
-    def constant(self, variance: Tensor) -> PairCovariance:
-        """Covariance, of this kind, of one variable with itself, ``... x 1 x 1``: a bias."""
-        zero = variance.new_zeros(())
-        return PairCovariance(variance, variance, zero, zero)
-
     def after_activation(
         self,
         var1: Tensor,
@@ -135,9 +130,23 @@ class PairCovariance(NamedTuple):
             weight_variance: :math:`w`.
             injected: Covariance :math:`b` of the injected input, of the same kind.
         """
-        terms = zip(injected, self, strict=True)
+        terms = zip(self, injected, strict=True)
+        return PairCovariance(*(weight_variance * term + source for term, source in terms))
+
+    def next_layer_without_input(
+        self, weight_variance: Tensor, bias_variance: Tensor
+    ) -> PairCovariance:
+        """:meth:`next_layer` where a bias is all that is injected.
+
+        Args:
+            weight_variance: ``... x 1 x 1``.
+            bias_variance: ``... x 1 x 1``.
+        """
         return PairCovariance(
-            *(torch.addcmul(source, weight_variance, term) for source, term in terms)
+            weight_variance * self.var1 + bias_variance,
+            weight_variance * self.var2 + bias_variance,
+            weight_variance * self.sqdist,
+            weight_variance * self.vardiff,
         )
 
 

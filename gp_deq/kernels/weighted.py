@@ -131,8 +131,9 @@ class FiniteDepthKernel(WeightedKernel):
         bias_variance: Tensor,
     ) -> PairCovariance:
         """Covariance of the pre-activations of the layer after one with these activations."""
-        source = injected if self.input_injection else injected.constant(bias_variance)
-        return dual.next_layer(weight_variance, source)
+        if self.input_injection:
+            return dual.next_layer(weight_variance, injected)
+        return dual.next_layer_without_input(weight_variance, bias_variance)
 
 
 class EquilibriumKernel(WeightedKernel):
