@@ -42,12 +42,12 @@ def homogeneous_dual(
         scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
         return angular_part * scale * sine_excess(pair.versine)
 
-    @torch.no_grad()
     def gram() -> Tensor:
         # with the correlation r of the activations, 1 - r = 1 - cos(theta) - B/A S(theta)
-        scale = linear_part * (safe_sqrt(pair.var1) * safe_sqrt(pair.var2))
-        rest = pair.versine * scale - bend()
-        return rest * (2 * scale - rest)
+        with torch.no_grad():
+            scale = linear_part * (safe_sqrt(pair.var1) * safe_sqrt(pair.var2))
+            rest = pair.versine * scale - bend()
+            return rest * (2 * scale - rest)
 
     dual = pair.after_activation(
         var1, var2, sqdist, vardiff, lambda: linear_part * pair.cov + bend(), gram

@@ -145,7 +145,8 @@ def test_close_to_critical(cls: type[Kernel], activation: str) -> None:
         x1: Tensor, x2: Tensor, lengthscale: Tensor, bias: Tensor, shift: Tensor
     ) -> Tensor:
         z1, z2 = (x / (lengthscale * 2**0.5) for x in (x1, x2))
-        values = [w + gap * shift, bias]
+        exact = kernel.center, lengthscale.detach(), x1.detach(), x2.detach()
+        values = [w + gap * shift, bias, *exact]
         return kernel._evaluate(z1, z2, values, SolverMonitor()) / scale
 
     arguments = [x1, x2, kernel.lengthscale.detach(), kernel.bias_variance.detach()]
