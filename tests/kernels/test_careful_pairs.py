@@ -1,4 +1,4 @@
-"""Pairs computed in detail, few or all of a matrix: shapes, batches, gradients."""
+"""Pairs that carry their Gram determinants, few or all of a matrix: shapes, batches, gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make(case: tuple[type, dict[str, Any]], **options: Any) -> Any:
 
 
 def inputs(dims: int) -> Tensor:
-    """Antipodes and multiples: a few pairs need details in two dimensions, most in one."""
+    """Antipodes and multiples: a few pairs need care in two dimensions, most in one."""
     rows = [[0.7, 0.2], [-0.7, -0.2003], [0.3, 0.31], [0.01, 0.02], [0.352, 0.1], [-0.9, 0.6]]
     return torch.tensor(rows, dtype=torch.float64)[:, :dims]
 
