@@ -164,6 +164,8 @@ def bounded(value: Tensor, low: float = -math.inf, high: float = math.inf) -> Te
     Unlike :func:`torch.clamp` it keeps the derivative, which would otherwise depend on the side of
     a bound to which the last digit fell: at coincident inputs correlations lie on their bound.
     """
+    if not (torch.is_grad_enabled() and value.requires_grad):
+        return value.clamp(low, high)
     return _Bounded.apply(value, low, high)
 
 

@@ -31,15 +31,15 @@ def power_series(
 
     Args:
         first: Coefficients of the first inputs, ``... x n x k``.
-        second: Those of the second, ``... x m x k``.
+        second: Coefficients of the second inputs, ``... x m x k``.
         ratio: ``... x n x m``.
         accuracy: Error allowed, relative to a bound of the sum of absolute terms of any pair whose
-            coefficients have the Euclidean norm one; None for rounding.
+            coefficients have absolute values that sum to one; None for rounding.
 
     Returns:
         ``... x n x m``.
     """
-    counts = _counts(first, second, accuracy)
+    counts = _counts(first, second, ratio, accuracy)
     return _PowerSeries.apply(first, second, ratio, counts)
 
 
@@ -154,7 +154,7 @@ class _SeriesDistance(torch.autograd.Function):
     @one_gradient_at_a_time
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value1, value2, versine = ctx.saved_tensors
-        counts, needed = _counts(value1, value2, None), ctx.needs_input_grad
+        counts, needed = _counts(value1, value2, versine), ctx.needs_input_grad
         by1, by2, by_ratio = _gradients(value1, value2, 1 - versine, counts, -2 * grad, needed)
         if by1 is not None:
             by1 = by1 + (2 * grad.sum(-1, keepdim=True) * value1).sum_to_size(value1.shape)
@@ -202,7 +202,7 @@ def coefficient_gradients(
         ratio: ``... x n x m``.
         grad: Gradient with respect to the series, ``... x n x m``.
     """
-    return _coefficient_gradients(first, second, ratio, _counts(first, second, None), grad)
+    return _coefficient_gradients(first, second, ratio, _counts(first, second, ratio), grad)
 
 
 def _coefficient_gradients(
@@ -251,8 +251,17 @@ def _columns(first: Tensor, second: Tensor) -> tuple[tuple[Tensor, ...], tuple[T
     return first.unsqueeze(-1).unbind(-3), second.unsqueeze(-2).unbind(-3)
 
 
-def _counts(first: Tensor, second: Tensor, accuracy: float | None) -> tuple[int, int]:
-    """Numbers of even and of odd terms whose rest is not negligible; one even term at least."""
+def _counts(
+    first: Tensor, second: Tensor, ratio: Tensor, accuracy: float | None = None
+) -> tuple[int, int]:
+    """Numbers of even and of odd terms whose rest is not negligible; one even term at least.
+
+    Where many inputs have few partners it costs more to look for these than to evaluate all terms;
+    below some thousand pairs a term costs its call alone.
+    """
+    inputs = first.shape[:-1].numel() + second.shape[:-1].numel()
+    if 2**12 < ratio.numel() <= 2 * inputs:
+        return (first.shape[-1] + 1) // 2, first.shape[-1] // 2
     bounds = _term_bounds(first, second)
     negligible = (accuracy or torch.finfo(first.dtype).eps / 8) * sum(bounds)
     return max(1, _count(bounds[::2], negligible)), _count(bounds[1::2], negligible)
@@ -288,7 +297,9 @@ def _term_bounds(first: Tensor, second: Tensor) -> list[float]:
         return [0.0] * first.shape[-1]
     largest = []
     for coefficients in (first.detach(), second.detach()):
-        size = torch.linalg.vector_norm(coefficients, dim=-1, keepdim=True)
-        share = coefficients.abs().mul_(size.masked_fill_(size == 0, 1.0).reciprocal_())
-        largest.append(share.flatten(0, -2).amax(0))
+        # along the columns, each of which is in one piece
+        share = coefficients.mT.abs()
+        share.div_(share.sum(-2, keepdim=True).clamp_min_(torch.finfo(share.dtype).tiny))
+        share = share.amax(-1)
+        largest.append(share if share.dim() == 1 else share.flatten(0, -2).amax(0))
     return (largest[0] * largest[1]).tolist()
