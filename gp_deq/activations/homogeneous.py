@@ -15,6 +15,7 @@ and B the angular part.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ def homogeneous_dual(
     sqdist, theta = bent_distance(pair, linear_part, angular_part)
     var1, var2, vardiff = (linear_part * term for term in (pair.var1, pair.var2, pair.vardiff))
 
+    @cache
     def bend() -> Tensor:
         scale = safe_sqrt(pair.var1) * safe_sqrt(pair.var2)
         return angular_part * scale * sine_excess(pair.versine)

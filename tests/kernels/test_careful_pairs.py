@@ -100,3 +100,25 @@ def test_derivatives(case: tuple[type, dict[str, Any]], dims: int) -> None:
             low = value(x)
             parameter += step
         assert gradient.item() == pytest.approx(float(high - low) / (2 * step), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES[::3], ids=lambda case: f"{case[0].__name__}-{case[1]}")
+def test_transforms(case: tuple[type, dict[str, Any]]) -> None:
+    """``vmap`` and ``grad`` of ``torch.func`` see the same pairs computed with care."""
+    kernel = make(case)
+    batch = torch.stack((inputs(2), 0.9 * inputs(2)))
+
+    def total(x: Tensor) -> Tensor:
+        return kernel.forward(x, x).triu(1).sum()
+
+    for value, by_hand in (
+        (torch.vmap(total)(batch), [total(x) for x in batch]),
+        (
+            torch.vmap(torch.func.grad(total))(batch),
+            [torch.func.grad(total)(x) for x in batch],
+        ),
+    ):
+        torch.testing.assert_close(value, torch.stack(by_hand), rtol=1e-12, atol=0.0)
+    leaf = batch[0].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(total(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(total)(batch[0]), expected, rtol=1e-12, atol=0.0)
