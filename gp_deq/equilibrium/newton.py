@@ -75,7 +75,8 @@ def newton(
         evaluation = equation(point, accuracy)
         value, slope = evaluation[:2]
         # buffers are used again: to allocate one costs more than to compute what it holds
-        proposal = (value / slope).neg_().add_(point)
+        proposal = value / slope
+        torch.sub(point, proposal, out=proposal)
         if count <= plain_steps:
             torch.minimum(torch.maximum(proposal, lower, out=proposal), upper, out=proposal)
         else:

@@ -213,7 +213,7 @@ class PairDistance(PairMap):
         weight, bias = shared
         kappa, *rest = saved
         weighted = upstream * kappa
-        by_dual, dual = weight * weighted, value
+        by_dual = weight * weighted
         if self.uses_slope:
             sqdist = rest[0]
             given = first.features, second.features, sqdist
@@ -224,7 +224,8 @@ class PairDistance(PairMap):
             assert read.by_slope is not None and read.by_weight is not None
             if read.by_dual is not None:
                 by_dual.addcmul_(upstream, read.by_dual)
-            by_slope, by_weight = upstream * read.by_slope, upstream * read.by_weight
+            by_slope = upstream * read.by_slope
+            by_weight = (upstream * read.by_weight).addcmul_(weighted, dual)
             by_variance = [
                 (by_dual * one).addcmul_(by_slope, other)
                 for one, other in zip(
@@ -238,7 +239,7 @@ class PairDistance(PairMap):
             sqdist = (first.x @ second.x.mT + bias).addcmul_(value, weight).mul_(-2)
             sqdist.add_(first.variance + second.variance.mT).clamp_min_(0.0)
             by_dual.add_(upstream)
-            by_weight = torch.zeros_like(weighted)
+            by_weight = weighted * value
             given = first.features, second.features, sqdist
             by_variance = [by_dual * slope for slope in self.activation.variance_slopes(*given)]
         # with a wide left factor: the thin products are several times slower
@@ -246,6 +247,5 @@ class PairDistance(PairMap):
         if needs.only_one:
             return Gradients(by_one, [None] * 7, [None] * 2)
         by_two = (first.x.mT @ weighted).mT, by_variance[1].sum(-2).unsqueeze(-1), *[None] * 5
-        by_weight.addcmul_(weighted, dual)
         by_shared = by_weight.sum((-2, -1), True), weighted.sum((-2, -1), True)
         return Gradients(by_one, by_two, by_shared)
