@@ -79,7 +79,7 @@ class Shape(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What the map knows of the inputs of one side, each ``b x n x ...``.
+    """Quantities of the inputs of one side, each ``b x n x ...``.
 
     Args:
         x: Scaled inputs.
@@ -93,7 +93,7 @@ class _Known(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """What all pairs share.
+    """The tensors that all pairs share.
 
     Args:
         bias: Bias variance, ``b x 1 x 1``.
@@ -120,7 +120,7 @@ class PairProfile(PairMap):
     Args:
         profile: F.
         shape: In which variable it is smooth.
-        hyperparameters: Those of F, ``b x 1 x 1``.
+        hyperparameters: The hyperparameters of F, ``b x 1 x 1``.
         bias_variance: ``b x 1 x 1``.
         identical: F of identical inputs, ``b x 1 x 1``, where it is not the limit of close ones;
             None where it is.
