@@ -77,9 +77,7 @@ def test_near_a_cusp(distance: float) -> None:
     found = pair_matrix(lambda *_: pairs, unused, x1, x2, (size, bias))
     scale = ((x1.square() + 1) * (x2.square() + 1)).sqrt()
     angle = torch.atan2(x2 - x1, x1 * x2 + 1)
-    torch.testing.assert_close(
-        1 - found / scale, -torch.expm1(-angle), rtol=0, atol=64 * EPSILON
-    )
+    torch.testing.assert_close(1 - found / scale, -torch.expm1(-angle), rtol=0, atol=64 * EPSILON)
 
 
 def test_identical_inputs() -> None:
