@@ -245,7 +245,7 @@ def _distances(
 
     Args:
         first: High and low part of the first points, ``... x n x d``.
-        second: Those of the second, ``... x m x d``.
+        second: High and low part of the second points, ``... x m x d``.
     """
     columns = zip(*(part.unbind(-1) for part in (*first, *second)), strict=True)
     sqdist = vardiff = opposite = first[0].new_zeros(())

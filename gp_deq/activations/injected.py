@@ -73,7 +73,7 @@ def unit_vectors(
     Args:
         x: ``... x n x d``.
         bias_variance: ``... x 1 x 1``.
-        rest: What rounding left of the inputs, if that is known.
+        rest: The rounding errors of the inputs, if they are known.
 
     Returns:
         Both ``... x n x (d + 1)``; zero for a zero vector.

@@ -198,7 +198,7 @@ def coefficient_gradients(
 
     Args:
         first: Coefficients of the first inputs, ``... x n x k``.
-        second: Those of the second, ``... x m x k``.
+        second: Coefficients of the second inputs, ``... x m x k``.
         ratio: ``... x n x m``.
         grad: Gradient with respect to the series, ``... x n x m``.
     """

@@ -288,7 +288,8 @@ def progress(
         total: Number of steps.
 
     Yields:
-        What advances the bar by one step and says what was done, and what only says what is done.
+        Two functions: one advances the bar by a step and says what was done, the other only says
+        what is being done.
     """
     from rich.progress import (
         BarColumn,

@@ -241,7 +241,7 @@ def blocks(
 ) -> Iterator[Block]:
     """Slices over batches, rows and columns, of about ``edge * edge`` pairs each.
 
-    Of a symmetric matrix they are those on and above the diagonal.
+    For a symmetric matrix they are the blocks on and above the diagonal.
     """
     height = min(rows, edge)
     width = min(columns, edge if rows > edge else max(edge, edge * edge // max(height, 1)))

@@ -41,7 +41,7 @@ def lossy_pairs(
     |z|^2`.
 
     Args:
-        estimate: That of the activation.
+        estimate: The activation's estimate of what a pair loses.
         scale_free: Whether the estimate does not change with the scale of the variances.
         z1: Scaled inputs, ``... x n x d``.
         z2: Scaled inputs, ``... x m x d``; None for ``z1``, then only the upper triangle counts.

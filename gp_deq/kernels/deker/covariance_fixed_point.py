@@ -217,9 +217,9 @@ class Series(NamedTuple):
     Args:
         root: Roots of the variances.
         rho: Coefficients of :math:`\rho`.
-        rho_slope: Those of its derivative, below the degree.
+        rho_slope: Coefficients of the derivative of rho, below the degree.
         residual: Coefficients of :math:`\mu\rho - \sigma`.
-        residual_slope: Those of its derivative, below the degree.
+        residual_slope: Coefficients of the residual's derivative, below the degree.
     """
 
     root: Tensor
@@ -301,7 +301,7 @@ class PairEquation:
     """``psi - F(psi)`` and its slope as a function of the covariance, the rest being given.
 
     Args:
-        inertia: What the expectations are divided by, ``... x 1 x 1``.
+        inertia: Divisor of the expectations, ``... x 1 x 1``.
         features: Covariance of the observed features, ``... x n x m``.
         first: Series of the first inputs.
         second: Series of the second.
