@@ -384,8 +384,10 @@ def _log_grid(root: Tensor) -> tuple[Tensor, Tensor] | None:
     if root.numel() < 2 * 16:
         return None
     low, high = (float(x) for x in root.aminmax())
-    if not 0 < low < high < math.inf:
+    if not 0 < low <= high < math.inf:
         return None
+    if low == high:
+        return root.flatten()[:1, None], torch.ones_like(root)
     middle, half = math.log(low * high) / 2, math.log(high / low) / 2
     ellipse = math.asinh(math.pi / 4 / half)
     count = math.ceil(40 / ellipse) + 4

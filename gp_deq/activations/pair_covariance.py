@@ -253,5 +253,31 @@ def _split(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def squared_distance(x1: Tensor, x2: Tensor) -> Tensor:
-    """Squared Euclidean distances from differences of coordinates; not differentiable twice."""
+    """Squared Euclidean distances from differences of coordinates, with derivatives of any order.
+
+    Args:
+        x1: ``... x n x d``.
+        x2: ``... x m x d``.
+
+    Returns:
+        ``... x n x m``.
+    """
+    if torch.is_grad_enabled() and (x1.requires_grad or x2.requires_grad):
+        return _SquaredDistance.apply(x1, x2)
     return torch.cdist(x1, x2, compute_mode="donot_use_mm_for_euclid_dist").square_()
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """``torch.cdist`` has no second derivative, and none at distance zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x1: Tensor, x2: Tensor) -> Tensor:
+        ctx.save_for_backward(x1, x2)
+        return squared_distance(x1, x2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x1, x2 = ctx.saved_tensors
+        grad1 = 2 * (grad.sum(-1).unsqueeze(-1) * x1 - grad @ x2)
+        grad2 = 2 * (grad.sum(-2).unsqueeze(-1) * x2 - grad.mT @ x1)
+        return grad1.sum_to_size(x1.shape), grad2.sum_to_size(x2.shape)

@@ -13,6 +13,11 @@ from .monitor import ConvergenceWarning, SolverMonitor, SolverReport
 from .newton import newton
 from .pair_angle import PairAngle
 from .pair_distance import PairDistance
+from .pair_polynomial import PairKernel as PairKernel
+from .pair_polynomial import PairPolynomial, PairStationary, PairVersine
+from .pair_polynomial import SeriesFit as SeriesFit
+from .pair_polynomial import Versines as Versines
+from .pair_polynomial import series_of as series_of
 from .pair_profile import PairProfile, Shape
 from .read_out import TRAINED as TRAINED
 from .read_out import Layer, ReadOut, tangent
@@ -26,7 +31,10 @@ __all__ = [
     "PairAngle",
     "PairDistance",
     "PairMap",
+    "PairPolynomial",
     "PairProfile",
+    "PairStationary",
+    "PairVersine",
     "ReadOut",
     "Recomputed",
     "Shape",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -34,17 +35,19 @@ CPU_EDGE, GPU_EDGE = 256, 4096
 
 
 class Gradients(NamedTuple):
-    """Gradients with respect to the three groups of tensors that a pair map works on.
+    """Gradients with respect to the groups of tensors that a pair map works on.
 
     Args:
         one: Gradients with respect to the tensors of the rows.
         two: Gradients with respect to the tensors of the columns.
         shared: Gradients with respect to the tensors that all pairs share.
+        pairs: Gradients with respect to the tensors with an entry for each pair.
     """
 
     one: Tensors
     two: Tensors
     shared: Tensors
+    pairs: Tensors = ()
 
 
 class Needs(NamedTuple):
@@ -53,6 +56,7 @@ class Needs(NamedTuple):
     one: Sequence[bool]
     two: Sequence[bool]
     shared: Sequence[bool]
+    pairs: Sequence[bool] = ()
 
     @property
     def only_one(self) -> bool:
@@ -80,13 +84,16 @@ class PairMap(ABC):
         """
 
     @abstractmethod
-    def forward(self, one: Tensors, two: Tensors, shared: Tensors) -> tuple[Tensor, Tensors]:
+    def forward(
+        self, one: Tensors, two: Tensors, shared: Tensors, pairs: Tensors = ()
+    ) -> tuple[Tensor, Tensors]:
         """The kernel of a block, and the tensors that :meth:`vjp` wants of it; without a graph.
 
         Args:
             one: The tensors of :meth:`inputs` for the rows of the block.
             two: The tensors of :meth:`inputs` for its columns.
             shared: The tensors :attr:`shared` for its batches.
+            pairs: What :func:`pair_matrix` was given of each pair, for the block.
         """
 
     def vjp(
@@ -98,6 +105,7 @@ class PairMap(ABC):
         two: Tensors,
         shared: Tensors,
         needs: Needs,
+        pairs: Tensors = (),
     ) -> Gradients:
         """Gradients of a block; by default by computing it once more, with a graph.
 
@@ -109,19 +117,20 @@ class PairMap(ABC):
             two: As for :meth:`forward`.
             shared: As for :meth:`forward`.
             needs: Which gradients are wanted; others may be None.
+            pairs: As for :meth:`forward`.
         """
-        tensors, wanted = [*one, *two, *shared], [*needs.one, *needs.two, *needs.shared]
-        edges = (len(one), len(one) + len(two))
+        groups = one, two, shared, pairs
+        tensors, wanted = list(chain(*groups)), list(chain(*needs))
+        edges = list(accumulate((len(group) for group in groups), initial=0))
+
+        def split(x: Sequence[Any]) -> list[Tensors]:
+            return [x[first:last] for first, last in pairwise(edges)]
 
         def block(*x: Tensor) -> tuple[Tensor, Tensor]:
-            value, _ = self.forward(x[: edges[0]], x[edges[0] : edges[1]], x[edges[1] :])
-            return value, upstream
+            return self.forward(*split(x))[0], upstream
 
         # a kernel of one layer, for one, does not depend on its weight variance
-        gradients = in_their_places(pull_back(block, tensors, wanted), wanted)
-        return Gradients(
-            gradients[: edges[0]], gradients[edges[0] : edges[1]], gradients[edges[1] :]
-        )
+        return Gradients(*split(in_their_places(pull_back(block, tensors, wanted), wanted)))
 
 
 class Recomputed(PairMap):
@@ -139,9 +148,11 @@ class Recomputed(PairMap):
         """See :meth:`PairMap.inputs`; the inputs themselves."""
         return (x1,), (x1 if x2 is None else x2,)
 
-    def forward(self, one: Tensors, two: Tensors, shared: Tensors) -> tuple[Tensor, Tensors]:
+    def forward(
+        self, one: Tensors, two: Tensors, shared: Tensors, pairs: Tensors = ()
+    ) -> tuple[Tensor, Tensors]:
         """See :meth:`PairMap.forward`."""
-        return self.function(*one, *two, *shared), ()
+        return self.function(*one, *two, *shared, *pairs), ()
 
 
 def pair_matrix(
@@ -151,6 +162,7 @@ def pair_matrix(
     x2: Tensor | None,
     hyperparameters: Sequence[Tensor],
     edge: int | None = None,
+    pairs: Sequence[Tensor] = (),
 ) -> Tensor:
     """Kernel matrix of all pairs, ``... x n x m``, batch dimensions broadcast.
 
@@ -163,19 +175,21 @@ def pair_matrix(
         hyperparameters: ``... x 1 x 1``.
         edge: Number of rows and columns of a block; default :data:`CPU_EDGE`, on other devices
             :data:`GPU_EDGE`.
+        pairs: Further quantities of each pair, ``... x n x m``, which the reference takes after the
+            hyperparameters; symmetric if the matrix is.
     """
-    batch, (z1, z2), values = flatten_batches((x1, x2), hyperparameters)
+    batch, (z1, z2, *each), values = flatten_batches((x1, x2, *pairs), hyperparameters)
     assert z1 is not None
     edge = block_edge(z1) if edge is None else edge
-    pairs = make_map(*values)
-    known = pairs.inputs(z1, z2)
+    pair_map = make_map(*values)
+    known = pair_map.inputs(z1, z2)
     if known is None:
-        pairs = Recomputed(reference, values)
-        known = pairs.inputs(z1, z2)
+        pair_map = Recomputed(reference, values)
+        known = pair_map.inputs(z1, z2)
     one, two = known
-    task = _Task(pairs, reference, edge, len(values), len(one), z2 is None)
+    task = _Task(pair_map, reference, edge, len(values), len(each), len(one), z2 is None)
     sides = tuple(one) if z2 is None else (*one, *two)
-    result = _Matrix.apply(task, z1, z2, *values, *sides, *pairs.shared)
+    result = _Matrix.apply(task, z1, z2, *values, *each, *sides, *pair_map.shared)
     return result.reshape(*batch, *result.shape[-2:])
 
 
@@ -204,12 +218,17 @@ def flatten_batches(
 class _Task(NamedTuple):
     """The arguments of the autograd Function that are not tensors."""
 
-    pairs: PairMap
+    pair_map: PairMap
     reference: PairFunction
     edge: int
     num_hyperparameters: int
+    num_pairs: int
     num_known: int
     symmetric: bool
+
+    @property
+    def num_given(self) -> int:
+        return self.num_hyperparameters + self.num_pairs
 
     def blocks(self, x1: Tensor, x2: Tensor | None) -> Iterator[Block]:
         """The blocks of the matrix, of a symmetric one those on and above the diagonal."""
@@ -218,17 +237,14 @@ class _Task(NamedTuple):
         return blocks(batch, rows, columns, self.edge, x2 is None)
 
     def split(self, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors, Tensors]:
-        """Hyperparameters, what is known of rows and of columns, and what all pairs share."""
+        """What is known of rows and of columns, what all pairs share, and what each has."""
         first = self.num_hyperparameters
-        second = first + self.num_known
-        third = second if self.symmetric else second + self.num_known
-        one = tensors[first:second]
-        return (
-            tensors[:first],
-            one,
-            one if self.symmetric else tensors[second:third],
-            tensors[third:],
-        )
+        second = first + self.num_pairs
+        third = second + self.num_known
+        fourth = third if self.symmetric else third + self.num_known
+        one = tensors[second:third]
+        two = one if self.symmetric else tensors[third:fourth]
+        return one, two, tensors[fourth:], tensors[first:second]
 
 
 def block_edge(x: Tensor) -> int:
@@ -256,10 +272,10 @@ def blocks(
                 )
 
 
-def _part(tensors: Tensors, along: slice, rows: slice = slice(None)) -> Tensors:
+def _part(tensors: Tensors, along: slice, *places: slice) -> Tensors:
     """A part of the batches and of the inputs; one batch may stand for all of them."""
     return [
-        tensor if tensor is None else tensor[along if tensor.shape[0] > 1 else slice(None), rows]
+        tensor if tensor is None else tensor[along if tensor.shape[0] > 1 else slice(None), *places]
         for tensor in tensors
     ]
 
@@ -279,17 +295,22 @@ def _write(matrix: Tensor, block: Block, piece: Tensor, symmetric: bool) -> None
 class _Matrix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, task: _Task, x1: Tensor, x2: Tensor | None, *tensors: Tensor) -> Tensor:
-        _, one, two, shared = task.split(tensors)
+        one, two, shared, pairs = task.split(tensors)
         columns = (x1 if x2 is None else x2).shape[1]
         matrix = x1.new_empty(*x1.shape[:2], columns)
         saved: list[Tensor | None] = []
         visits = list(task.blocks(x1, x2))
         for block in visits:
             along, down, across = block
-            groups = one, two, shared
+            groups = one, two, shared, pairs
             if len(visits) > 1:
-                groups = _part(one, along, down), _part(two, along, across), _part(shared, along)
-            value, others = task.pairs.forward(*groups)
+                groups = (
+                    _part(one, along, down),
+                    _part(two, along, across),
+                    _part(shared, along),
+                    _part(pairs, along, down, across),
+                )
+            value, others = task.pair_map.forward(*groups)
             _write(matrix, block, value, task.symmetric)
             if any(ctx.needs_input_grad):
                 saved.extend(others)
@@ -307,16 +328,16 @@ class _Matrix(torch.autograd.Function):
             others[ctx.num_tensors],
             others[ctx.num_tensors + 1 :],
         )
-        num_outer = 2 + task.num_hyperparameters
-        inside = [need and index >= num_outer for index, need in enumerate(needed)]
+        # the first order goes through what is known of each input, higher ones do not
+        first_inner, num_outer = 2 + task.num_hyperparameters, 2 + task.num_given
+        inside = [need and index >= first_inner for index, need in enumerate(needed)]
         if torch.is_grad_enabled():
-            # the first order goes through what is known of each input, higher ones do not
             inside = [need and index < num_outer for index, need in enumerate(needed)]
 
             def whole(x1: Tensor, x2: Tensor | None, *values: Tensor) -> tuple[Tensor, Tensor]:
                 return task.reference(x1, x1 if x2 is None else x2, *values), grad
 
-            inputs = (x1, x2, *tensors[: task.num_hyperparameters])
+            inputs = (x1, x2, *tensors[: task.num_given])
             found = pull_back(whole, inputs, needed[:num_outer])
         else:
             found = _pull_back(task, grad, x1, x2, tensors, matrix, saved, needed[2:])
@@ -334,24 +355,24 @@ def _pull_back(
     needed: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients with respect to those tensors after the hyperparameters that need one."""
-    _, one, two, shared = task.split(tensors)
-    _, *groups = task.split(needed)
-    needs = Needs(*groups)
-    visits, arguments = list(task.blocks(x1, x2)), (one, two, shared)
-    wanted = [*needs.one, *(() if task.symmetric else needs.two), *needs.shared]
+    one, two, shared, pairs = arguments = task.split(tensors)
+    needs = Needs(*task.split(needed))
+    visits = list(task.blocks(x1, x2))
     if len(visits) == 1:
-        first, second, third = task.pairs.vjp(grad, matrix, saved, *arguments, needs)
+        found = task.pair_map.vjp(grad, matrix, saved, one, two, shared, needs, pairs)
+        first, second, third, fourth = found
         if task.symmetric:
             first, second = [_add(x, y) for x, y in zip(first, second, strict=True)], ()
-        given = tensors[task.num_hyperparameters :]
+        pieces = (*fourth, *first, *second, *third)
+        given, wanted = tensors[task.num_hyperparameters :], needed[task.num_hyperparameters :]
         return tuple(
             piece.sum_to_size(tensor.shape)
-            for piece, tensor, need in zip((*first, *second, *third), given, wanted, strict=True)
+            for piece, tensor, need in zip(pieces, given, wanted, strict=True)
             if need
         )
     totals = [
-        [torch.zeros_like(tensor) if need else None for tensor, need in pairs]
-        for pairs in map(zip, arguments, needs)
+        [torch.zeros_like(tensor) if need else None for tensor, need in zip(*group, strict=True)]
+        for group in zip(arguments, needs, strict=True)
     ]
     if task.symmetric:
         totals[1] = totals[0]
@@ -361,7 +382,7 @@ def _pull_back(
         if task.symmetric and down != across:
             # the mirrored block, which is not visited
             upstream = upstream + grad[along, across, down].mT
-        found = task.pairs.vjp(
+        found = task.pair_map.vjp(
             upstream,
             matrix[along, down, across],
             saved[index * step : (index + 1) * step],
@@ -369,13 +390,16 @@ def _pull_back(
             _part(two, along, across),
             _part(shared, along),
             needs,
+            _part(pairs, along, down, across),
         )
-        for sums, pieces, place in zip(totals, found, (down, across, slice(None)), strict=True):
-            for total, piece in zip(sums, pieces, strict=True):
+        places = (down,), (across,), (), (down, across)
+        for sums, parts, place in zip(totals, found, places, strict=True):
+            for total, piece in zip(sums, parts, strict=True):
                 if total is not None:
-                    part = total[along if total.shape[0] > 1 else slice(None), place]
+                    (part,) = _part([total], along, *place)
                     part += piece.sum_to_size(part.shape)
-    kept = (*totals[0], *(() if task.symmetric else totals[1]), *totals[2])
+    by_one, by_two, by_shared, by_pairs = totals
+    kept = (*by_pairs, *by_one, *(() if task.symmetric else by_two), *by_shared)
     return tuple(total for total in kept if total is not None)
 
 

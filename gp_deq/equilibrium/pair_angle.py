@@ -243,7 +243,9 @@ class PairAngle(PairMap):
             sides.append(_Known(x, root, scaled))
         return sides[0], sides[-1]
 
-    def forward(self, one: Tensors, two: Tensors, shared: Tensors) -> tuple[Tensor, Tensors]:
+    def forward(
+        self, one: Tensors, two: Tensors, shared: Tensors, pairs: Tensors = ()
+    ) -> tuple[Tensor, Tensors]:
         """See :meth:`PairMap.forward`; kappa is saved and, for tangent kernels, ``K_w``."""
         first, second = _Known(*one), _Known(*two)
         weight, _, *constants = shared
@@ -286,6 +288,7 @@ class PairAngle(PairMap):
         two: Tensors,
         shared: Tensors,
         needs: Needs,
+        pairs: Tensors = (),
     ) -> Gradients:
         """See :meth:`PairMap.vjp`."""
         first, second = _Known(*one), _Known(*two)

@@ -157,7 +157,9 @@ class PairDistance(PairMap):
         # the mean of both polynomials, times twice the product of the roots
         return total - result * (first.root * second.root.mT)
 
-    def forward(self, one: Tensors, two: Tensors, shared: Tensors) -> tuple[Tensor, Tensors]:
+    def forward(
+        self, one: Tensors, two: Tensors, shared: Tensors, pairs: Tensors = ()
+    ) -> tuple[Tensor, Tensors]:
         """See :meth:`PairMap.forward`; what is saved are kappa and, for tangent kernels, m."""
         first, second = _Known(*one), _Known(*two)
         weight, _ = shared
@@ -207,6 +209,7 @@ class PairDistance(PairMap):
         two: Tensors,
         shared: Tensors,
         needs: Needs,
+        pairs: Tensors = (),
     ) -> Gradients:
         """See :meth:`PairMap.vjp`."""
         first, second = _Known(*one), _Known(*two)

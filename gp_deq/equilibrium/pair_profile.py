@@ -153,7 +153,9 @@ class PairProfile(PairMap):
             sides.append(_Known(x, injected, unit))
         return sides[0], sides[-1]
 
-    def forward(self, one: Tensors, two: Tensors, shared: Tensors) -> tuple[Tensor, Tensors]:
+    def forward(
+        self, one: Tensors, two: Tensors, shared: Tensors, pairs: Tensors = ()
+    ) -> tuple[Tensor, Tensors]:
         """See :meth:`PairMap.forward`; kappa and the variable of the series are saved."""
         first, second, series = _Known(*one), _Known(*two), _Shared(*shared)
         tangent = self._tangent(first, second, series.bias)
@@ -183,6 +185,7 @@ class PairProfile(PairMap):
         two: Tensors,
         shared: Tensors,
         needs: Needs,
+        pairs: Tensors = (),
     ) -> Gradients:
         """See :meth:`PairMap.vjp`."""
         first, second, series = _Known(*one), _Known(*two), _Shared(*shared)

@@ -153,7 +153,8 @@ class NeuralKernel(Kernel):
         )
         self.solver_report = SolverReport(iterations=0, residual=0.0, converged=True)
         self.regions: dict[str, Region] = {}
-        self._register_center(center)
+        if self.has_lengthscale:
+            self._register_center(center)
         NeuralKernel.bias_variance.register(
             self, Region.not_negative(), bias_variance_constraint, bias_variance_prior
         )
@@ -278,7 +279,7 @@ class NeuralKernel(Kernel):
                 f"{name} was made with ard_num_dims={self.ard_num_dims}, but its inputs have "
                 f"{dims} dimensions{' after active_dims' if self.active_dims is not None else ''}."
             )
-        if self.center.shape[-1] not in (1, dims):
+        if self.has_lengthscale and self.center.shape[-1] not in (1, dims):
             raise ValueError(
                 f"The center of {name} has {self.center.shape[-1]} entries, but its inputs have "
                 f"{dims} dimensions; give a float or one entry for each dimension."
@@ -301,7 +302,7 @@ class NeuralKernel(Kernel):
         self.solver_report = report = monitor.report()
         if report.converged or not settings.warn_not_converged.value():
             return
-        names = [*self.hyperparameter_names, "lengthscale"]
+        names = [*self.hyperparameter_names, *(["lengthscale"] if self.has_lengthscale else [])]
         ranges = ", ".join(f"{name} {_range(getattr(self, name))}" for name in names)
         warnings.warn(
             f"{type(self).__name__} ({self._nonlinearity!r}) did not converge in "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from ..equilibrium import Layer, ReadOut
 from .weighted import EquilibriumKernel
 
@@ -22,6 +24,12 @@ class DEQNNGPKernel(EquilibriumKernel):
         b(x, x') = \frac1d \sum_j \frac{(x_j - \mathtt{center}_j)(x'_j - \mathtt{center}_j)}
         {\mathtt{lengthscale}_j^2} + \mathtt{bias\_variance} .
 
+    With a ``base_kernel`` the network sits on that kernel's features in place of an affine map, and
+    :math:`b(x, x') = \mathtt{base\_kernel}(x, x') + \mathtt{bias\_variance}`. Over a stationary
+    base kernel this kernel is stationary. It then has no lengthscale and no center of its own, and
+    the variance of its input is that of the base kernel, a :class:`gpytorch.kernels.ScaleKernel`
+    for one that is learned.
+
     For weight variances :math:`w` below a critical value, 2 for ReLU, the solution exists and is
     unique ([Gao2023]_ prove the limit of wide networks). The kernel has no depth to choose and
     does not degenerate, and with ``bias_variance > 0`` it is strictly positive definite for every
@@ -38,6 +46,8 @@ class DEQNNGPKernel(EquilibriumKernel):
             elementwise torch function.
         center: Subtracted from the inputs; a float or one entry for each dimension that
             ``active_dims`` leaves. Default 0.
+        base_kernel: Any GPyTorch kernel with positive variances and one output, see above. With one,
+            ``ard_num_dims`` and the prior and constraint of ``lengthscale`` belong to it.
         weight_variance_prior: Prior on ``weight_variance``.
         weight_variance_constraint: Default: between zero and the critical value, neither attained.
         bias_variance_prior: Prior on ``bias_variance``.
@@ -70,7 +80,20 @@ class DEQNNGPKernel(EquilibriumKernel):
         torch.Size([10, 10])
         >>> kernel.base_kernel.solver_report.converged
         True
+
+        Over a Matern kernel:
+
+        >>> from gpytorch.kernels import MaternKernel
+        >>> base = ScaleKernel(MaternKernel(2.5, ard_num_dims=3))
+        >>> kernel = ScaleKernel(DEQNNGPKernel("erf", base_kernel=base)).double()
+        >>> kernel.base_kernel.is_stationary
+        True
+        >>> kernel(x).shape
+        torch.Size([10, 10])
     """
 
     def _read_out(self, layer: Layer) -> ReadOut:
         return ReadOut(layer.dual)
+
+    def _structure(self) -> tuple[Hashable, ...]:
+        return ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +40,7 @@ class DEQNTKKernel(EquilibriumKernel):
         activation: See :class:`~gp_deq.kernels.DEQNNGPKernel`.
         center: See :class:`~gp_deq.kernels.DEQNNGPKernel`.
         trained: "all" (default), "hidden", "recurrent" or "preactivation".
-        **kwargs: Priors, constraints and GPyTorch's arguments, as for
+        **kwargs: ``base_kernel``, priors, constraints and GPyTorch's arguments, as for
             :class:`~gp_deq.kernels.DEQNNGPKernel`.
 
     Raises:
@@ -68,3 +68,6 @@ class DEQNTKKernel(EquilibriumKernel):
 
     def _read_out(self, layer: Layer) -> ReadOut:
         return tangent(self.trained, layer)
+
+    def _structure(self) -> tuple[Hashable, ...]:
+        return (self.trained,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from torch import Tensor
 
 from ..activations import PairCovariance
@@ -29,7 +31,7 @@ class NNGPKernel(FiniteDepthKernel):
         center: See :class:`~gp_deq.kernels.DEQNNGPKernel`.
         depth: :math:`L`, the number of activations on the way. Default 3.
         input_injection: Whether the input enters every layer. Default False.
-        **kwargs: Priors, constraints and GPyTorch's arguments, as for
+        **kwargs: ``base_kernel``, priors, constraints and GPyTorch's arguments, as for
             :class:`~gp_deq.kernels.DEQNNGPKernel`. The weight variance may be any positive number.
 
     Raises:
@@ -55,3 +57,6 @@ class NNGPKernel(FiniteDepthKernel):
             dual = self.activation.dual(sigma)
             sigma = self._layer(dual, injected, weight_variance, bias_variance)
         return self.activation.dual(sigma).cov
+
+    def _structure(self) -> tuple[Hashable, ...]:
+        return (self.depth, self.input_injection)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class NTKKernel(FiniteDepthKernel):
         depth: :math:`L`. Default 3.
         input_injection: Whether the input enters every layer. Default False.
         trained: "all" (default), "hidden", "recurrent" or "preactivation".
-        **kwargs: Priors, constraints and GPyTorch's arguments, as for
+        **kwargs: ``base_kernel``, priors, constraints and GPyTorch's arguments, as for
             :class:`~gp_deq.kernels.DEQNNGPKernel`. The weight variance may be any positive number.
 
     Raises:
@@ -76,3 +76,6 @@ class NTKKernel(FiniteDepthKernel):
         if self.trained == "preactivation":
             return theta
         return slope * theta if self.trained == "hidden" else dual.cov + slope * theta
+
+    def _structure(self) -> tuple[Hashable, ...]:
+        return (self.depth, self.input_injection, self.trained)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from gpytorch.constraints import Interval
+from gpytorch.kernels import Kernel
 from gpytorch.priors import Prior
 from torch import Tensor
 
@@ -23,14 +25,18 @@ from ..equilibrium import (
     Layer,
     PairAngle,
     PairDistance,
+    PairKernel,
     PairMap,
     ReadOut,
     SolverMonitor,
+    contraction,
     equilibrium,
 )
-from .base import Hyperparameter, NeuralKernel
+from .base import Hyperparameter, NeuralKernel, same_inputs
+from .base_kernel import stationary_form
 from .careful_pairs import lossy_pairs, with_care
 from .constraints import Region
+from .over_base import Network, network_inputs
 
 
 class WeightedKernel(NeuralKernel):
@@ -45,11 +51,18 @@ class WeightedKernel(NeuralKernel):
         self,
         activation: str | Activation | Callable[[Tensor], Tensor] = "relu",
         *args: Any,
+        base_kernel: Kernel | None = None,
         weight_variance_prior: Prior | None = None,
         weight_variance_constraint: Interval | None = None,
         **kwargs: Any,
     ) -> None:
+        if base_kernel is not None:
+            # without a lengthscale and a center: GPyTorch's constructor asks for this
+            self.has_lengthscale = False
+            self._check_base_kernel(base_kernel, args, kwargs)
         super().__init__(*args, **kwargs)
+        #: The kernel of what is injected beside the bias; None for a linear one.
+        self.base_kernel = base_kernel
         self.activation = get_activation(activation)
         WeightedKernel.weight_variance.register(
             self, self._weight_region(), weight_variance_constraint, weight_variance_prior
@@ -66,7 +79,17 @@ class WeightedKernel(NeuralKernel):
     def _arguments(
         self, x1: Tensor, x2: Tensor, diag: bool
     ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """Also the inputs, center and lengthscale, of which pairs computed with care are made."""
+        """Also the inputs, center and lengthscale, of which pairs computed with care are made.
+
+        With a base kernel, those of :func:`~gp_deq.kernels.over_base.network_inputs`.
+        """
+        if self.base_kernel is not None:
+            values = [getattr(self, name) for name in self.hyperparameter_names]
+            values = [value.unsqueeze(-1) for value in values] if diag else values
+            z1, z2, given = network_inputs(
+                self.base_kernel, x1, None if same_inputs(x1, x2) else x2, diag
+            )
+            return z1, z2, [*values, given]
         z1, z2, values = super()._arguments(x1, x2, diag)
         exact = [self.center, self.lengthscale.detach(), x1.detach()]
         if z2 is not None:
@@ -81,6 +104,13 @@ class WeightedKernel(NeuralKernel):
         monitor: SolverMonitor,
     ) -> Tensor:
         number = len(self.hyperparameter_names)
+        if self.base_kernel is not None:
+            values, given = hyperparameters[:number], hyperparameters[number]
+            network = Network(self._pair_kernel(), self._gap(), monitor)
+            versines = stationary_form(self.base_kernel)
+            if versines is not None:
+                return network.over_stationary(versines, z1, z2, (given, *values))
+            return network.over_pairs(z1, z2, given, values)
         values, (center, lengthscale, *inputs) = hyperparameters[:number], hyperparameters[number:]
         ordinary = partial(super()._evaluate, z1, z2, values, monitor)
         estimate = self._loss()
@@ -98,9 +128,59 @@ class WeightedKernel(NeuralKernel):
 
         return with_care(places, ordinary, kernel, first, second, values).to(z1.dtype)
 
+    @property
+    def is_stationary(self) -> bool:
+        """Whether the base kernel is; without one, kernels depend on where inputs lie."""
+        return self.base_kernel is not None and self.base_kernel.is_stationary
+
     @abstractmethod
     def _weight_region(self) -> Region:
         """The weight variances for which the kernel exists."""
+
+    @abstractmethod
+    def _structure(self) -> tuple[Hashable, ...]:
+        """All that :meth:`_pair` depends on beside its arguments and the activation."""
+
+    def _gap(self) -> float:
+        """The least of ``1 - w / w_critical`` over the batch; 1 for finite depth."""
+        return 1.0
+
+    def _pair_kernel(self) -> PairKernel:
+        homogeneous = self.activation.homogeneous
+        return PairKernel(
+            (type(self).__qualname__, self.activation, *self._structure()),
+            self._pair,
+            smooth=not homogeneous,
+            cusp=self.uses_slope and homogeneous,
+        )
+
+    def _check_base_kernel(
+        self, base_kernel: Kernel, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> None:
+        name = type(self).__name__
+        if not isinstance(base_kernel, Kernel):
+            raise TypeError(
+                f"base_kernel of {name} must be a gpytorch.kernels.Kernel, not {base_kernel!r}."
+            )
+        given = {"center": args[0]} if args else {}
+        given |= {key: value for key, value in kwargs.items() if value is not None}
+        for key in ("ard_num_dims", "lengthscale_prior", "lengthscale_constraint"):
+            if key in given:
+                raise ValueError(
+                    f"{key} belongs to the base kernel, which has the lengthscales: give it to "
+                    f"{type(base_kernel).__name__} and not to {name}."
+                )
+        if "center" in given and bool(torch.as_tensor(given["center"]).any()):
+            raise ValueError(
+                f"center has no meaning for {name} over a base kernel, which sees the inputs as "
+                "they are; leave it out."
+            )
+        shape = torch.Size(given.get("batch_shape", ()))
+        if base_kernel.batch_shape not in (torch.Size([]), shape):
+            raise ValueError(
+                f"base_kernel has batch_shape {tuple(base_kernel.batch_shape)}, but {name} has "
+                f"{tuple(shape)}: give batch_shape={tuple(base_kernel.batch_shape)} to both."
+            )
 
 
 class FiniteDepthKernel(WeightedKernel):
@@ -160,6 +240,9 @@ class EquilibriumKernel(WeightedKernel):
     @abstractmethod
     def _read_out(self, layer: Layer) -> ReadOut:
         """The kernel of a layer at equilibrium."""
+
+    def _gap(self) -> float:
+        return float(contraction(self.activation, self.weight_variance.detach()).min())
 
     def _weight_region(self) -> Region:
         critical = self.activation.critical_weight_variance

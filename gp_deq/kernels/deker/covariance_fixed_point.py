@@ -451,7 +451,9 @@ class PairSeries(PairMap):
             sides.append(_Known(x, *known))
         return sides[0], sides[-1]
 
-    def forward(self, one: Tensors, two: Tensors, shared: Tensors) -> tuple[Tensor, Tensors]:
+    def forward(
+        self, one: Tensors, two: Tensors, shared: Tensors, pairs: Tensors = ()
+    ) -> tuple[Tensor, Tensors]:
         """See :meth:`PairMap.forward`; kappa and the inverse slope are saved."""
         first, second = _Known(*one), _Known(*two)
         inertia, square, bias = shared
@@ -484,6 +486,7 @@ class PairSeries(PairMap):
         two: Tensors,
         shared: Tensors,
         needs: Needs,
+        pairs: Tensors = (),
     ) -> Gradients:
         """See :meth:`PairMap.vjp`."""
         first, second = _Known(*one), _Known(*two)
