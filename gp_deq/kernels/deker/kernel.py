@@ -26,6 +26,7 @@ from .updates import AngleUpdates, CovarianceUpdates
 FEATURES = tuple(UNIT_FEATURES)
 #: Values of identical inputs.
 COINCIDENT = ("continuous", "sgd")
+_CONSTRUCTOR_ONLY = ("link", "features", "step_size")
 
 
 class DEKerKernel(NeuralKernel):
@@ -100,6 +101,7 @@ class DEKerKernel(NeuralKernel):
     Raises:
         ValueError: An argument is outside of what is listed above, the slope of ``sigma`` is not
             bounded, or a hyperparameter is set outside its region.
+        AttributeError: ``link``, ``features`` or ``step_size`` is assigned after construction.
 
     Example:
         >>> import torch
@@ -163,6 +165,21 @@ class DEKerKernel(NeuralKernel):
         DEKerKernel.feature_scale.register(
             self, Region.not_negative(scale), feature_scale_constraint, feature_scale_prior
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """See :meth:`torch.nn.Module.__setattr__`; what the regime is chosen by is not assigned.
+
+        Raises:
+            AttributeError: ``link``, ``step_size`` or ``features`` is assigned after construction.
+        """
+        # GPyTorch assigns the parts of a kernel of features when it takes a part of a batch
+        kept = isinstance(value, Kernel) and isinstance(getattr(self, name, None), Kernel)
+        if name in _CONSTRUCTOR_ONLY and "_regime" in self.__dict__ and not kept:
+            raise AttributeError(
+                f"{name} of a {type(self).__name__} cannot be assigned, as the computation and the "
+                f"region of the hyperparameters depend on it; construct a kernel with this {name}."
+            )
+        super().__setattr__(name, value)
 
     @property
     def num_steps(self) -> int | None:
