@@ -877,7 +877,7 @@ def test_copies(case: dict) -> None:
     x = points(4, 2).requires_grad_()
     before = kernel(x).to_dense()
     before.sum().backward()
-    for copied in (copy.copy.deepcopy(kernel), pickle.loads(pickle.dumps(kernel))):
+    for copied in (copy.deepcopy(kernel), pickle.loads(pickle.dumps(kernel))):
         assert torch.equal(dense(copied, x.detach()), before.detach())
         for _, module, prior, closure, setter in copied.base_kernel.named_priors():
             assert closure(module) is not None
