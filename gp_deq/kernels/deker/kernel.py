@@ -19,7 +19,7 @@ from ..constraints import Region
 from .angle_fixed_point import AngleFixedPoint, KernelAngleFixedPoint
 from .covariance_fixed_point import CovarianceFixedPoint
 from .observed import UNIT_FEATURES, InjectedPair
-from .regime import Regime
+from .regime import Evaluation, Regime
 from .updates import AngleUpdates, CovarianceUpdates
 
 #: Features known by name.
@@ -286,9 +286,8 @@ class DEKerKernel(NeuralKernel):
     ) -> Tensor:
         regularization, feature_scale, _, *moments = values
         features = _features_of_a_kernel(pair, *moments) if moments else None
-        return self._regime.covariance(
-            pair, features, regularization, feature_scale, identical, monitor
-        )
+        at = Evaluation(regularization, feature_scale, identical, monitor)
+        return self._regime.covariance(pair, features, at)
 
     def _pair_function(self, monitor: SolverMonitor) -> PairFunction:
         def function(z1: Tensor, z2: Tensor, *values: Tensor) -> Tensor:
@@ -299,9 +298,8 @@ class DEKerKernel(NeuralKernel):
 
     def _pair_map(self, monitor: SolverMonitor, *hyperparameters: Tensor) -> PairMap:
         regularization, feature_scale, bias_variance = hyperparameters
-        found = self._regime.pair_map(
-            regularization, feature_scale, bias_variance, self.coincident == "sgd", monitor
-        )
+        at = Evaluation(regularization, feature_scale, self.coincident == "sgd", monitor)
+        found = self._regime.pair_map(bias_variance, at)
         return super()._pair_map(monitor, *hyperparameters) if found is None else found
 
     def _evaluate(
