@@ -43,7 +43,7 @@ try:
 except ImportError as error:
     raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
 
-from gp_deq.benchmarks import bo_report
+from gp_deq.benchmarks import bo_results
 from gp_deq.benchmarks.experiment import Configuration, Experiment, option
 from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 
@@ -328,8 +328,8 @@ EXPERIMENT = Experiment(
     configuration=BOConfig,
     row=Run,
     run=_run,
-    tables=lambda config, runs: bo_report.tables(runs, config.surrogates),
-    figure=lambda config, runs: bo_report.draw(bo_report.complete(runs, config.surrogates)),
+    tables=lambda config, runs: bo_results.tables(runs, config.surrogates),
+    figure=lambda config, runs: bo_results.draw(bo_results.complete(runs, config.surrogates)),
 )
 
 run_bo = EXPERIMENT.collect

@@ -33,7 +33,7 @@ from typing import Any, Self
 
 import torch
 
-from gp_deq.benchmarks import report
+from gp_deq.benchmarks import regression_results
 from gp_deq.benchmarks.contestants import KERNELS, Maker, Predictions
 from gp_deq.benchmarks.experiment import Configuration, Experiment, option
 from gp_deq.benchmarks.likelihood import fit_by_likelihood
@@ -263,8 +263,8 @@ EXPERIMENT = Experiment(
     configuration=RegressionConfig,
     row=Result,
     run=_run,
-    tables=lambda config, results: report.tables(results),
-    figure=lambda config, results: report.draw(results),
+    tables=lambda config, results: regression_results.tables(results),
+    figure=lambda config, results: regression_results.draw(results),
     prepare=_prepare,
 )
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ..activations import Activation, PairCovariance, gaussian_quadrature, panel_halvings, safe_sqrt
+from ..activations import (
+    Activation,
+    PairCovariance,
+    gaussian_quadrature,
+    panel_halvings,
+    safe_sqrt,
+    value_and_slope,
+)
 
 __all__ = ["Centered"]
 
@@ -110,26 +119,33 @@ class Centered(Activation):
         return self.scale**2 * (self.activation.diagonal_slope(variance) - mean_term)
 
     def _mean(self, variance: Tensor) -> Tensor:
-        return _expectation(self.activation, variance, 0)
+        root = safe_sqrt(variance.double())
+        return _expectation(self.activation, root, 0).to(variance.dtype)
 
     def _mean_slope(self, variance: Tensor) -> Tensor:
         r"""Derivative of the mean with respect to the variance, by partial integration.
 
-        It is :math:`\operatorname E[(z^2-1)\varphi(\sqrt v z)]/2v`, and 0 at :math:`v = 0`.
+        It is :math:`\operatorname E[z\varphi'(\sqrt v z)]/2\sqrt v`. At zero it is the limit, and 0
+        for an activation that is not smooth, where the limit at a kink is infinite.
         """
-        safe = variance.masked_fill(variance == 0, torch.inf)
-        return 2**0.5 * _expectation(self.activation, variance, 2) / (2 * safe)
+        exact = variance.double()
+        if self.smooth:
+            # the limit to about eps; rounding of the expectation is divided by twice sqrt(eps)
+            exact = exact.clamp_min(torch.finfo(exact.dtype).eps)
+        root = exact.masked_fill(exact == 0, torch.inf).sqrt()
+        points = root.masked_fill(exact == 0, 0.0)
+        slope = _expectation(lambda u: value_and_slope(self.activation, u)[1], points, 1)
+        return (slope / (2 * root)).to(variance.dtype)
 
     def __repr__(self) -> str:
         return f"Centered({self.activation!r}, {self.constant:.6g}, {self.scale:.6g})"
 
 
-def _expectation(activation: Activation, variance: Tensor, degree: int) -> Tensor:
-    """Hermite coefficient of an activation at each variance, in the shape of ``variance``."""
-    root = safe_sqrt(variance.double())
-    nodes, table = gaussian_quadrature(2, panel_halvings(root), variance.device)
+def _expectation(fn: Callable[[Tensor], Tensor], root: Tensor, degree: int) -> Tensor:
+    """Hermite coefficient of a function at each root of a variance, in the shape of the roots."""
+    nodes, table = gaussian_quadrature(1, panel_halvings(root), root.device)
     points = root.reshape(-1, 1) * nodes
     column = table[:, degree]
     # the rule has 500 to 900 nodes: at most 30 MB at a time, whatever the number of inputs
-    parts = [activation(rows) @ column for rows in points.split(4096)]
-    return torch.cat(parts).reshape(variance.shape).to(variance.dtype)
+    parts = [fn(rows) @ column for rows in points.split(4096)]
+    return torch.cat(parts).reshape(root.shape)

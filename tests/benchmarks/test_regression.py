@@ -25,7 +25,7 @@ from gp_deq.benchmarks.contestants import KERNELS, start_kernel
 from gp_deq.benchmarks.experiment import Table
 from gp_deq.benchmarks.likelihood import fit_by_likelihood
 from gp_deq.benchmarks.regression import PROTOCOLS, RegressionConfig, run_regression
-from gp_deq.benchmarks.report import draw, tables
+from gp_deq.benchmarks.regression_results import draw, tables
 from gp_deq.benchmarks.ridge import RIDGES, cross_validated_error, fit_by_ridge, settings
 from gp_deq.benchmarks.svgp import fit_by_bound
 from gp_deq.datasets import Dataset, load, train_test_split

@@ -181,6 +181,26 @@ def test_zero_variance(name: str) -> None:
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize("name", ["gelu", "softplus", "tanh", "silu", "elu"])
+def test_slope_at_zero_variance_is_that_of_differences(name: str) -> None:
+    psi, h = Centered(activation(name), CONSTANT, SCALE), 1e-7
+    steps = torch.tensor([[0.0], [h], [4 * h]], dtype=torch.float64)
+    zero, one, four = psi.diagonal(steps).flatten().tolist()
+    # weights without an error of order h^1.5: the second derivative of ELU jumps
+    expected = (8 * (one - zero) - (four - zero)) / (4 * h)
+    # they err by h times the second derivative, at most 6, and eps/h
+    assert psi.diagonal_slope(steps[:1]).item() == pytest.approx(expected, abs=3e-6)
+
+
+def test_slope_of_a_mean_at_zero_is_half_the_second_derivative() -> None:
+    variances = torch.tensor([[0.0], [1e-20], [1e-10]], dtype=torch.float64)
+    half = {"softplus": 0.125, "silu": 0.25, "gelu": 1 / math.sqrt(2 * math.pi), "tanh": 0.0}
+    for name, expected in half.items():
+        slope = Centered(activation(name), 1.0)._mean_slope(variances)
+        # rounding of the expectation, 2^-53, over twice the root of 2^-52, a few times
+        assert slope.flatten().tolist() == pytest.approx([expected] * 3, abs=2e-8), name
+
+
 @pytest.mark.parametrize("name", ["relu", "tanh"])
 def test_gradients(name: str) -> None:
     psi = Centered(activation(name), CONSTANT, SCALE)

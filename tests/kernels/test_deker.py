@@ -706,6 +706,36 @@ def test_bad_arguments(arguments: dict, error: type, message: str) -> None:
         DEKerKernel(**arguments)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("link", get_link("tanh")),
+        ("step_size", 0.5),
+        ("features", "linear"),
+        ("features", RBFKernel()),
+    ],
+)
+def test_arguments_that_choose_the_regime_are_not_assigned(name: str, value: object) -> None:
+    """They raise, and the kernel stays as it was; the number of steps can be assigned."""
+    x = points(4, 2)
+    kernel = make()
+    before, old = dense(kernel, x), getattr(kernel, name)
+    with pytest.raises(AttributeError, match=f"{name} of a DEKerKernel .*construct"):
+        setattr(kernel, name, value)
+    assert getattr(kernel, name) is old
+    close(dense(copy.deepcopy(kernel), x), before)
+    kernel.num_steps = 3
+    close(dense(kernel, x), dense(make(num_steps=3), x))
+
+
+def test_a_kernel_of_features_is_not_replaced_by_a_name() -> None:
+    kernel = make(features=RBFKernel(batch_shape=Size([2])).double(), batch_shape=Size([2]))
+    with pytest.raises(AttributeError, match="features of a DEKerKernel"):
+        kernel.features = "relu"
+    x = points(4, 2)
+    close(dense(kernel[1], x), dense(kernel, x)[1])
+
+
 @pytest.mark.parametrize("diag", [False, True])
 def test_bad_inputs(diag: bool) -> None:
     x = points(4, 2)

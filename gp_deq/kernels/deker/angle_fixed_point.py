@@ -11,7 +11,7 @@ from torch import Tensor
 from ...activations import PairCovariance, safe_sqrt, sine_excess_of_angle
 from ...equilibrium import Shape, SolverMonitor, implicit_root, newton
 from .observed import LINEAR, InjectedPair, UnitFeatures
-from .regime import AngleRegime, Regime
+from .regime import AngleRegime, Evaluation, Regime
 
 
 def gain_of_unit_scale(features: UnitFeatures, step_size: float, regularization: Tensor) -> Tensor:
@@ -111,24 +111,17 @@ class AngleFixedPoint(AngleRegime):
         # with this knee float64 needs a degree of 35 to 37, the least, for rectified features
         return Shape(roots=0, cusp=False, knee=0.4)
 
-    def profile(
-        self,
-        angle0: Tensor,
-        versine0: Tensor,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        monitor: SolverMonitor,
-    ) -> Tensor:
+    def profile(self, angle0: Tensor, versine0: Tensor, at: Evaluation) -> Tensor:
         """See :meth:`AngleRegime.profile`."""
-        unit_gain = gain_of_unit_scale(self.features, self.step_size, regularization)
+        unit_gain = gain_of_unit_scale(self.features, self.step_size, at.regularization)
         start = self.features.versine(versine0)
-        theta = fixed_angles(self.features, unit_gain, start, monitor)
-        return unit_gain * feature_scale.square() * theta.cos()
+        theta = fixed_angles(self.features, unit_gain, start, at.monitor)
+        return unit_gain * at.feature_scale.square() * theta.cos()
 
-    def identical(self, regularization: Tensor, feature_scale: Tensor) -> Tensor:
+    def identical(self, at: Evaluation) -> Tensor:
         """See :meth:`AngleRegime.identical`: the gain, the correlation being one."""
-        unit_gain = gain_of_unit_scale(self.features, self.step_size, regularization)
-        return unit_gain * feature_scale.square()
+        unit_gain = gain_of_unit_scale(self.features, self.step_size, at.regularization)
+        return unit_gain * at.feature_scale.square()
 
 
 class KernelAngleFixedPoint(Regime):
@@ -144,19 +137,13 @@ class KernelAngleFixedPoint(Regime):
         self.step_size = step_size
 
     def covariance(
-        self,
-        injected: InjectedPair,
-        features: PairCovariance | None,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        identical: bool,
-        monitor: SolverMonitor,
+        self, injected: InjectedPair, features: PairCovariance | None, at: Evaluation
     ) -> Tensor:
         """See :meth:`Regime.covariance`."""
         assert features is not None
-        unit_gain = gain_of_unit_scale(LINEAR, self.step_size, regularization)
-        cosine = fixed_angles(LINEAR, unit_gain, features.versine, monitor).cos()
-        if identical:
+        unit_gain = gain_of_unit_scale(LINEAR, self.step_size, at.regularization)
+        cosine = fixed_angles(LINEAR, unit_gain, features.versine, at.monitor).cos()
+        if at.identical:
             cosine = torch.where(injected.coincident, 1.0, cosine)
         scale = safe_sqrt(features.var1) * safe_sqrt(features.var2)
-        return scale * unit_gain * feature_scale.square() * cosine
+        return scale * unit_gain * at.feature_scale.square() * cosine

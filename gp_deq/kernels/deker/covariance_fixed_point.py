@@ -32,7 +32,7 @@ from ...activations import (
 )
 from ...equilibrium import Gradients, Needs, PairMap, SolverMonitor, Tensors, implicit_root, newton
 from .observed import InjectedPair, observe, observe_each
-from .regime import Regime
+from .regime import Evaluation, Regime
 from .updates import observed_features
 
 #: Share of the correlation by which the first point of Newton's method lies below one where the
@@ -63,19 +63,12 @@ class CovarianceFixedPoint(Regime):
         return regularization.square() * ((2 - self.step_size) / self.step_size)
 
     def covariance(
-        self,
-        injected: InjectedPair,
-        features: PairCovariance | None,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        identical: bool,
-        monitor: SolverMonitor,
+        self, injected: InjectedPair, features: PairCovariance | None, at: Evaluation
     ) -> Tensor:
         """See :meth:`Regime.covariance`."""
-        link, inertia = self.link, self.inertia(regularization)
-        centred, mean1, mean2 = observed_features(self.features, injected, features).scaled(
-            feature_scale
-        )
+        link, inertia, monitor = self.link, self.inertia(at.regularization), at.monitor
+        observed = observed_features(self.features, injected, features)
+        centred, mean1, mean2 = observed.scaled(at.feature_scale)
         mean1 = torch.zeros_like(centred.var1) if mean1 is None else mean1
         mean2 = torch.zeros_like(centred.var2) if mean2 is None else mean2
         variance1 = fixed_variance(link, inertia, centred.var1, mean1, monitor)
@@ -100,28 +93,11 @@ class CovarianceFixedPoint(Regime):
                 middle, centred.versine, injected.coincident, rounding(link, inertia), monitor
             )
         psi = implicit_root(solved.psi, lambda psi, *given: equation(*given)(psi), *parameters)
-        return torch.where(solved.repelled, middle, psi) if identical else psi
+        return torch.where(solved.repelled, middle, psi) if at.identical else psi
 
-    def pair_map(
-        self,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        bias_variance: Tensor,
-        identical: bool,
-        monitor: SolverMonitor,
-    ) -> PairMap | None:
+    def pair_map(self, bias_variance: Tensor, at: Evaluation) -> PairMap | None:
         """See :meth:`Regime.pair_map`."""
-        assert self.features is not None
-        return PairSeries(
-            self.link,
-            self.features,
-            self.constant_rho,
-            identical,
-            monitor,
-            self.inertia(regularization),
-            feature_scale,
-            bias_variance,
-        )
+        return PairSeries(self, bias_variance, at)
 
 
 def fixed_variance(
@@ -407,32 +383,18 @@ class PairSeries(PairMap):
     Euler's theorem :math:`2 b_{11} c_{b_{11}} = c - c_{b_{12}} b_{12}`.
 
     Args:
-        link: The link.
-        features: "relu" or "linear".
-        constant_rho: Whether :math:`\rho` is constant: then R has one term.
-        identical: Whether coincident inputs have identical features, so that their covariance is
-            their variance wherever the root is another.
-        monitor: Collects the record of the solves.
-        inertia: :math:`\Lambda`, ``b x 1 x 1``.
-        feature_scale: :math:`a`, ``b x 1 x 1``.
+        regime: The link and the observed features, which have a name.
         bias_variance: ``b x 1 x 1``.
+        at: See :meth:`Regime.pair_map`. If coincident inputs have identical features, their
+            covariance is their variance wherever the root is another.
     """
 
-    def __init__(
-        self,
-        link: ExponentialFamilyLink,
-        features: str,
-        constant_rho: bool,
-        identical: bool,
-        monitor: SolverMonitor,
-        inertia: Tensor,
-        feature_scale: Tensor,
-        bias_variance: Tensor,
-    ) -> None:
-        self.link, self.features, self.constant_rho = link, features, constant_rho
-        self.identical, self.monitor = identical, monitor
-        self.feature_scale = feature_scale
-        self.shared = (inertia, feature_scale.square(), bias_variance)
+    def __init__(self, regime: CovarianceFixedPoint, bias_variance: Tensor, at: Evaluation) -> None:
+        assert regime.features is not None
+        self.link, self.features = regime.link, regime.features
+        self.constant_rho, self.at = regime.constant_rho, at
+        inertia = regime.inertia(at.regularization)
+        self.shared = inertia, at.feature_scale.square(), bias_variance
 
     def inputs(self, x1: Tensor, x2: Tensor | None) -> tuple[_Known, _Known]:
         """See :meth:`PairMap.inputs`."""
@@ -440,11 +402,11 @@ class PairSeries(PairMap):
         sides = []
         for x in (x1,) if x2 is None else (x1, x2):
             injected = x.square().sum(-1, keepdim=True) + bias
-            features, mean = observe_each(self.features, injected, self.feature_scale)
-            variance = fixed_variance(self.link, inertia, features, mean, self.monitor)
+            features, mean = observe_each(self.features, injected, self.at.feature_scale)
+            variance = fixed_variance(self.link, inertia, features, mean, self.at.monitor)
             series = Series.once_differentiable(self.link, variance, mean)
             _, rho, rho_slope, residual, residual_slope = series
-            if self.constant_rho:
+            if self.constant_rho:  # then R has one term
                 rho, rho_slope = rho[..., :1], rho_slope[..., :1]
             slopes = rho_slope.detach(), residual_slope.detach()
             known = injected, variance, rho, slopes[0], residual, slopes[1]
@@ -467,11 +429,11 @@ class PairSeries(PairMap):
             centred.versine,
             injected.sqdist == 0,
             rounding(self.link, inertia),
-            self.monitor,
+            self.at.monitor,
         )
         rho, inverse = equation.rho_and_slope(psi)
         inverse.mul_(inertia).reciprocal_()
-        if self.identical:
+        if self.at.identical:
             # the gradient is that of the product of both roots
             psi = torch.where(repelled, middle, psi)
             inverse.masked_fill_(repelled, 0.0)

@@ -19,13 +19,14 @@ from ..constraints import Region
 from .angle_fixed_point import AngleFixedPoint, KernelAngleFixedPoint
 from .covariance_fixed_point import CovarianceFixedPoint
 from .observed import UNIT_FEATURES, InjectedPair
-from .regime import Regime
+from .regime import Evaluation, Regime
 from .updates import AngleUpdates, CovarianceUpdates
 
 #: Features known by name.
 FEATURES = tuple(UNIT_FEATURES)
 #: Values of identical inputs.
 COINCIDENT = ("continuous", "sgd")
+_CONSTRUCTOR_ONLY = ("link", "features", "step_size")
 
 
 class DEKerKernel(NeuralKernel):
@@ -100,6 +101,7 @@ class DEKerKernel(NeuralKernel):
     Raises:
         ValueError: An argument is outside of what is listed above, the slope of ``sigma`` is not
             bounded, or a hyperparameter is set outside its region.
+        AttributeError: ``link``, ``features`` or ``step_size`` is assigned after construction.
 
     Example:
         >>> import torch
@@ -163,6 +165,21 @@ class DEKerKernel(NeuralKernel):
         DEKerKernel.feature_scale.register(
             self, Region.not_negative(scale), feature_scale_constraint, feature_scale_prior
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """See :meth:`torch.nn.Module.__setattr__`; what the regime is chosen by is not assigned.
+
+        Raises:
+            AttributeError: ``link``, ``step_size`` or ``features`` is assigned after construction.
+        """
+        # GPyTorch assigns the parts of a kernel of features when it takes a part of a batch
+        kept = isinstance(value, Kernel) and isinstance(getattr(self, name, None), Kernel)
+        if name in _CONSTRUCTOR_ONLY and "_regime" in self.__dict__ and not kept:
+            raise AttributeError(
+                f"{name} of a {type(self).__name__} cannot be assigned, as the computation and the "
+                f"region of the hyperparameters depend on it; construct a kernel with this {name}."
+            )
+        super().__setattr__(name, value)
 
     @property
     def num_steps(self) -> int | None:
@@ -269,9 +286,8 @@ class DEKerKernel(NeuralKernel):
     ) -> Tensor:
         regularization, feature_scale, _, *moments = values
         features = _features_of_a_kernel(pair, *moments) if moments else None
-        return self._regime.covariance(
-            pair, features, regularization, feature_scale, identical, monitor
-        )
+        at = Evaluation(regularization, feature_scale, identical, monitor)
+        return self._regime.covariance(pair, features, at)
 
     def _pair_function(self, monitor: SolverMonitor) -> PairFunction:
         def function(z1: Tensor, z2: Tensor, *values: Tensor) -> Tensor:
@@ -282,9 +298,8 @@ class DEKerKernel(NeuralKernel):
 
     def _pair_map(self, monitor: SolverMonitor, *hyperparameters: Tensor) -> PairMap:
         regularization, feature_scale, bias_variance = hyperparameters
-        found = self._regime.pair_map(
-            regularization, feature_scale, bias_variance, self.coincident == "sgd", monitor
-        )
+        at = Evaluation(regularization, feature_scale, self.coincident == "sgd", monitor)
+        found = self._regime.pair_map(bias_variance, at)
         return super()._pair_map(monitor, *hyperparameters) if found is None else found
 
     def _evaluate(

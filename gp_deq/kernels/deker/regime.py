@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,18 +13,28 @@ from ...equilibrium import PairMap, PairProfile, Shape, SolverMonitor
 from .observed import InjectedPair, UnitFeatures
 
 
+class Evaluation(NamedTuple):
+    r"""What the kernel is evaluated with, besides the inputs.
+
+    Args:
+        regularization: :math:`\lambda`, ``... x 1 x 1``.
+        feature_scale: :math:`a`, ``... x 1 x 1``.
+        identical: Whether coincident inputs have identical learned features.
+        monitor: Collects the record of the solves.
+    """
+
+    regularization: Tensor
+    feature_scale: Tensor
+    identical: bool
+    monitor: SolverMonitor
+
+
 class Regime(ABC):
     """One way to compute the kernel: which it is depends on arguments of the constructor alone."""
 
     @abstractmethod
     def covariance(
-        self,
-        injected: InjectedPair,
-        features: PairCovariance | None,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        identical: bool,
-        monitor: SolverMonitor,
+        self, injected: InjectedPair, features: PairCovariance | None, at: Evaluation
     ) -> Tensor:
         r"""Covariances of the learned features, ``... x n x m``, with derivatives of any order.
 
@@ -31,28 +42,15 @@ class Regime(ABC):
             injected: The pairs.
             features: Covariance of the observed features, of mean zero, where these are a GPyTorch
                 kernel; else None.
-            regularization: :math:`\lambda`, ``... x 1 x 1``.
-            feature_scale: :math:`a`, ``... x 1 x 1``.
-            identical: Whether coincident inputs have identical learned features.
-            monitor: Collects the record of the solves.
+            at: The hyperparameters and options.
         """
 
-    def pair_map(
-        self,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        bias_variance: Tensor,
-        identical: bool,
-        monitor: SolverMonitor,
-    ) -> PairMap | None:
+    def pair_map(self, bias_variance: Tensor, at: Evaluation) -> PairMap | None:
         """The same for blocks of pairs; None where :meth:`covariance` is to be recomputed.
 
         Args:
-            regularization: As for :meth:`covariance`, of which the other arguments are as well.
-            feature_scale: ``b x 1 x 1``.
             bias_variance: ``b x 1 x 1``.
-            identical: See there.
-            monitor: See there.
+            at: As for :meth:`covariance`, the hyperparameters ``b x 1 x 1``.
         """
         return None
 
@@ -76,58 +74,35 @@ class AngleRegime(Regime):
         """In which variable F is smooth; None where it has no series."""
 
     @abstractmethod
-    def profile(
-        self,
-        angle0: Tensor,
-        versine0: Tensor,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        monitor: SolverMonitor,
-    ) -> Tensor:
+    def profile(self, angle0: Tensor, versine0: Tensor, at: Evaluation) -> Tensor:
         """F, of the shape of the angles.
 
         Args:
             angle0: Angles of the injected input.
             versine0: One minus their cosines.
-            regularization: See :meth:`covariance`.
-            feature_scale: See :meth:`covariance`.
-            monitor: See :meth:`covariance`.
+            at: See :meth:`covariance`.
         """
 
-    def identical(self, regularization: Tensor, feature_scale: Tensor) -> Tensor | None:
+    def identical(self, at: Evaluation) -> Tensor | None:
         """F of identical learned features, ``... x 1 x 1``; None where that is F at zero.
 
         Args:
-            regularization: See :meth:`covariance`.
-            feature_scale: See :meth:`covariance`.
+            at: See :meth:`covariance`.
         """
         return None
 
     def covariance(
-        self,
-        injected: InjectedPair,
-        features: PairCovariance | None,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        identical: bool,
-        monitor: SolverMonitor,
+        self, injected: InjectedPair, features: PairCovariance | None, at: Evaluation
     ) -> Tensor:
         """See :meth:`Regime.covariance`."""
         pair, (angle0, versine0) = injected.cov, injected.angle()
-        value = self.profile(angle0, versine0, regularization, feature_scale, monitor)
-        same = self.identical(regularization, feature_scale) if identical else None
+        value = self.profile(angle0, versine0, at)
+        same = self.identical(at) if at.identical else None
         if same is not None:
             value = torch.where(injected.coincident, same, value)
         return safe_sqrt(pair.var1) * safe_sqrt(pair.var2) * value
 
-    def pair_map(
-        self,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        bias_variance: Tensor,
-        identical: bool,
-        monitor: SolverMonitor,
-    ) -> PairMap | None:
+    def pair_map(self, bias_variance: Tensor, at: Evaluation) -> PairMap | None:
         """See :meth:`Regime.pair_map`."""
         shape = self.shape()
         if shape is None:
@@ -135,8 +110,9 @@ class AngleRegime(Regime):
 
         def profile(theta: Tensor, regularization: Tensor, feature_scale: Tensor) -> Tensor:
             versine = 2 * (theta / 2).sin().square()
-            return self.profile(theta, versine, regularization, feature_scale, monitor)
+            given = at._replace(regularization=regularization, feature_scale=feature_scale)
+            return self.profile(theta, versine, given)
 
-        given = regularization, feature_scale
-        same = self.identical(*given) if identical else None
+        same = self.identical(at) if at.identical else None
+        given = at.regularization, at.feature_scale
         return PairProfile(profile, shape, given, bias_variance, same)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ...activations import ExponentialFamilyLink, PairCovariance, angle, product_dual, sine_excess
-from ...equilibrium import Shape, SolverMonitor
+from ...equilibrium import Shape
 from .observed import InjectedPair, ObservedFeatures, UnitFeatures, observe
-from .regime import AngleRegime, Regime
+from .regime import AngleRegime, Evaluation, Regime
 
 #: Knees of the variable in which F is smooth, by the number T of updates. More updates have none:
 #: roots of roots of an angle have no series of a reasonable degree. The knees are ``-1 - 2 / (T -
@@ -70,19 +70,13 @@ class CovarianceUpdates(Regime):
         self.num_steps, self.step_size = num_steps, step_size
 
     def covariance(
-        self,
-        injected: InjectedPair,
-        features: PairCovariance | None,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        identical: bool,
-        monitor: SolverMonitor,
+        self, injected: InjectedPair, features: PairCovariance | None, at: Evaluation
     ) -> Tensor:
         """See :meth:`Regime.covariance`; coincident inputs have identical features anyway."""
-        observed = observed_features(self.features, injected, features).scaled(feature_scale)
+        observed = observed_features(self.features, injected, features).scaled(at.feature_scale)
         psi = injected.cov
         for _ in range(self.num_steps):
-            psi = update(self.link, observed, self.step_size, regularization, psi)
+            psi = update(self.link, observed, self.step_size, at.regularization, psi)
         return psi.cov
 
 
@@ -132,21 +126,14 @@ class AngleUpdates(AngleRegime):
             return None
         return Shape(roots=self.num_steps - 1, cusp=True, knee=_KNEES[self.num_steps])
 
-    def profile(
-        self,
-        angle0: Tensor,
-        versine0: Tensor,
-        regularization: Tensor,
-        feature_scale: Tensor,
-        monitor: SolverMonitor,
-    ) -> Tensor:
+    def profile(self, angle0: Tensor, versine0: Tensor, at: Evaluation) -> Tensor:
         """See :meth:`AngleRegime.profile`."""
-        keep, push = (1 - self.step_size) ** 2, (self.step_size / regularization).square()
-        size = self.features.size * feature_scale.square()
+        keep, push = (1 - self.step_size) ** 2, (self.step_size / at.regularization).square()
+        size = self.features.size * at.feature_scale.square()
         start = self.features.versine(versine0)
         gain, theta, versine = torch.ones_like(size * push), angle0, versine0
         for _ in range(self.num_steps):
-            mean = self.features.mean * feature_scale * gain.sqrt()
+            mean = self.features.mean * at.feature_scale * gain.sqrt()
             source = size * (start + (1 - start) * theta / math.pi) - mean * versine
             source = source + gain * (versine - sine_excess(versine) / math.pi) / 2
             versine = keep * gain * versine + push * source

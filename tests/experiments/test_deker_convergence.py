@@ -13,16 +13,17 @@ pytest.importorskip("joblib")
 pytest.importorskip("matplotlib")
 pytest.importorskip("typer")
 
-from typer.testing import CliRunner, Result
-
-from gp_deq import cli
-from gp_deq.benchmarks import deker_convergence
-from gp_deq.benchmarks.deker_convergence import (
+import deker_convergence
+from deker_convergence import (
+    EXPERIMENT,
     ConvergenceConfig,
     centered_kernel_alignment,
     run_convergence,
     summarize,
 )
+from typer.testing import CliRunner, Result
+
+from gp_deq.benchmarks.command import command
 
 HEADER = ",".join(f.name for f in dataclasses.fields(deker_convergence.Draw)) + "\n"
 TINY = ConvergenceConfig(widths=(6, 30), seeds=2, num_steps=5, step_sizes=(1.0, 0.5))
@@ -167,17 +168,14 @@ def test_full_protocol_and_bad_settings() -> None:
 def _invoke(folder: Path, *arguments: str) -> Result:
     files = ("--output", str(folder / "plot.png"), "--csv", str(folder / "draws.csv"))
     return CliRunner().invoke(
-        cli.build_app(),
-        ["benchmark", "deker-convergence", "--jobs", "1", *files, *arguments],
+        command(EXPERIMENT, deker_convergence.__doc__),
+        ["--jobs", "1", *files, *arguments],
         env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"},
     )
 
 
 def test_command(tmp_path: Path) -> None:
     arguments = ("--seeds", "2", "--steps", "60", "--width", "30", "--width", "2")
-    assert (
-        "deker-convergence" in CliRunner().invoke(cli.build_app(), ["benchmark", "--help"]).output
-    )
     result = _invoke(tmp_path, *arguments)
     assert result.exit_code == 0, result.output
     assert "mean ± 95 % interval over 2 draws" in result.output

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("pandas")
 
 from gp_deq.benchmarks.bo import SURROGATES, Run
-from gp_deq.benchmarks.bo_report import complete, draw, final_table, rank_table, tables
+from gp_deq.benchmarks.bo_results import complete, draw, final_table, rank_table, tables
 
 
 def _run(problem: str, surrogate: str, seed: int, final: float, **options: Any) -> Run:

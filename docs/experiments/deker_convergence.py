@@ -24,41 +24,22 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from gpytorch.kernels import RBFKernel
+from joblib import delayed
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from scipy.stats import t as student
 from torch import Tensor
 
+from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option, plus_minus
 from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.kernels import DEKerKernel
+from gp_deq.plotting import COLORS, MARKERS, plain_log_axis, style
 from gp_deq.simulation import FeatureSGD, default_latent_dim
-
-try:
-    from joblib import delayed
-except ImportError as error:
-    raise ImportError(f'the benchmark needs {error.name}: pip install "gp_deq[cli]"') from error
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = [
-    "EXPERIMENT",
-    "ConvergenceConfig",
-    "Draw",
-    "Interval",
-    "References",
-    "Summary",
-    "centered_kernel_alignment",
-    "draw",
-    "grid",
-    "limiting_gram",
-    "references",
-    "run_convergence",
-    "summarize",
-    "tables",
-]
 
 _REGULARIZATION = 6.0
 _WIDTHS = (5, 10, 15, 20, 30, 45, 65, 100, 150, 200, 300, 400, 500)
@@ -285,9 +266,7 @@ def _interval(values: Sequence[float]) -> Interval:
     mean = fmean(values)
     if len(values) == 1 or math.isnan(mean):
         return Interval(mean, mean, mean)
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = student.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -410,11 +389,6 @@ def draw(summaries: Sequence[Summary], levels: References) -> Figure:
     Returns:
         The figure.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    from gp_deq.plotting import COLORS, MARKERS, plain_log_axis, style
-
     figure = Figure(figsize=(10.4, 4.2), layout="constrained")
     title = (
         "Finite networks after stochastic gradient updates: 10 × 10 grid, ReLU link, linear "
@@ -482,3 +456,7 @@ EXPERIMENT = Experiment(
 )
 
 run_convergence = EXPERIMENT.collect
+
+
+if __name__ == "__main__":
+    script(__file__)
