@@ -46,8 +46,8 @@ class DEQNNGPKernel(EquilibriumKernel):
             elementwise torch function.
         center: Subtracted from the inputs; a float or one entry for each dimension that
             ``active_dims`` leaves. Default 0.
-        base_kernel: Any GPyTorch kernel with positive variances and one output, see above. With one,
-            ``ard_num_dims`` and the prior and constraint of ``lengthscale`` belong to it.
+        base_kernel: Any GPyTorch kernel of one output; see above. With one, ``ard_num_dims`` and
+            the prior and constraint of ``lengthscale`` belong to it.
         weight_variance_prior: Prior on ``weight_variance``.
         weight_variance_constraint: Default: between zero and the critical value, neither attained.
         bias_variance_prior: Prior on ``bias_variance``.
