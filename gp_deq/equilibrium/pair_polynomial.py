@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import settings
-from ..activations import PairCovariance, squared_distance
+from ..activations import squared_distance
 from .blockwise import Gradients, Needs, PairMap, Tensors
 from .interpolation import (
     chebyshev,
@@ -55,6 +55,8 @@ class PairKernel:
             the same function.
         function: Maps a :class:`~gp_deq.activations.PairCovariance`, a
             :class:`~gp_deq.equilibrium.SolverMonitor` and hyperparameters to kernels.
+        of_versine: The same over a base of constant variance, with first derivatives: maps
+            versines, base variances, a monitor and hyperparameters, all ``b x 1 x 1``, to kernels.
         smooth: Whether it is a smooth function of the squared distance, for the first choice of a
             variable.
         cusp: Whether its derivative by the squared distance is infinite at zero.
@@ -62,6 +64,7 @@ class PairKernel:
 
     identity: Hashable
     function: Callable[..., Tensor] = field(compare=False)
+    of_versine: Callable[..., Tensor] = field(compare=False)
     smooth: bool
     cusp: bool
 
@@ -214,9 +217,7 @@ def _solve(
             for x in (versine, base, *values)
         ]
         e, s, *others = leaves
-        var = s + others[-1]
-        pair = PairCovariance(var, var, 2 * s * e, torch.zeros_like(e))
-        found = kernel.function(pair, monitor, *others)
+        found = kernel.of_versine(e, s, monitor, *others)
         gradients = torch.autograd.grad(
             found.sum(), leaves, allow_unused=True, materialize_grads=True
         )

@@ -31,6 +31,7 @@ from ..equilibrium import (
     SolverMonitor,
     contraction,
     equilibrium,
+    pair_matrix,
 )
 from .base import Hyperparameter, NeuralKernel, same_inputs
 from .base_kernel import stationary_form
@@ -150,9 +151,26 @@ class WeightedKernel(NeuralKernel):
         return PairKernel(
             (type(self).__qualname__, self.activation, *self._structure()),
             self._pair,
+            self._of_versine,
             smooth=not homogeneous,
             cusp=self.uses_slope and homogeneous,
         )
+
+    def _of_versine(
+        self, versine: Tensor, variance: Tensor, monitor: SolverMonitor, *values: Tensor
+    ) -> Tensor:
+        """The kernel of pairs over a base kernel, each a batch of its own.
+
+        Args:
+            versine: One minus the correlation of the base kernel, ``b x 1 x 1``.
+            variance: Its variance.
+            monitor: Collects the record of the solves.
+            *values: The hyperparameters.
+        """
+        total = variance + values[-1]
+        sqdist = 2 * variance * versine
+        injected = PairCovariance.from_distance(total, total, sqdist)
+        return self._pair(injected, monitor, *values)
 
     def _check_base_kernel(
         self, base_kernel: Kernel, args: Sequence[Any], kwargs: dict[str, Any]
@@ -243,6 +261,20 @@ class EquilibriumKernel(WeightedKernel):
 
     def _gap(self) -> float:
         return float(contraction(self.activation, self.weight_variance.detach()).min())
+
+    def _of_versine(
+        self, versine: Tensor, variance: Tensor, monitor: SolverMonitor, *values: Tensor
+    ) -> Tensor:
+        if self.activation.homogeneous:
+            return super()._of_versine(versine, variance, monitor, *values)
+        # two inputs of an affine map, on a circle: the pair map of these is two to four times
+        # faster than differentiating the equilibrium
+        root = variance.sqrt()
+        across = root * (versine * (2 - versine)).sqrt()
+        first = torch.cat((root, torch.zeros_like(root)), -1)
+        second = torch.cat((root * (1 - versine), across), -1)
+        make_map, reference = partial(self._pair_map, monitor), self._pair_function(monitor)
+        return pair_matrix(make_map, reference, first, second, values)
 
     def _weight_region(self) -> Region:
         critical = self.activation.critical_weight_variance
