@@ -48,6 +48,7 @@ class ScaleDEQKernel(ScaleKernel):
         batch_shape: Batch shape of the kernel, one kernel for each output of a batched model.
         active_dims: Indices of the inputs to use. Default: all inputs.
         activation: Activation, for "deker" the link; "relu" by default. Ax can save only a name.
+        base: "matern" (default), "rbf" or "affine"; for "deker" only the last.
 
     Raises:
         ValueError: The kernel is unknown, or the activation cannot be used with it.
@@ -68,8 +69,9 @@ class ScaleDEQKernel(ScaleKernel):
         batch_shape: torch.Size | None = None,
         active_dims: Sequence[int] | None = None,
         activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+        base: str | None = None,
     ) -> None:
-        scaled = get_covar_module(kernel, ard_num_dims, batch_shape, active_dims, activation)
+        scaled = get_covar_module(kernel, ard_num_dims, batch_shape, active_dims, activation, base)
         super().__init__(
             scaled.base_kernel,
             outputscale_prior=scaled.outputscale_prior,

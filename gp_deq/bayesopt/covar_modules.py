@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from gpytorch.constraints import GreaterThan
-from gpytorch.kernels import ScaleKernel
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
@@ -58,6 +58,42 @@ class Priors(NamedTuple):
     outputscale_scale: float = 1.0
 
 
+class BasePriors(NamedTuple):
+    r"""Priors and initial values over a stationary base kernel.
+
+    The base has the priors of BoTorch's default kernels on its lengthscales, whose location grows
+    with the number of inputs [Hvarfner2024]_, and is bounded, as is the kernel over it.
+
+    Args:
+        bias_variance: Location and scale of the log-normal prior on the bias variance, which starts
+            at its median. It is relative to the variance of the base kernel.
+        base_variance: Location and scale of the log-normal prior on the variance of the base, which
+            tells how far into its bend an activation works. For homogeneous activations it is one,
+            as it would be a second output scale.
+        share: See :class:`Priors`.
+        strength: See :class:`Priors`.
+        outputscale_scale: See :class:`Priors`.
+    """
+
+    activation: str
+    bias_variance: tuple[float, float] = (-1.0, 1.0)
+    base_variance: tuple[float, float] = (0.0, 1.0)
+    share: float = 0.5
+    strength: float = 2.0
+    outputscale_scale: float = 1.0
+
+
+#: What the infinitely deep network sits on, by name: a base kernel, or None for an affine map.
+BASES: dict[str, Callable[..., Kernel] | None] = {
+    "matern": MaternKernel,
+    "rbf": RBFKernel,
+    "affine": None,
+}
+#: The base where none is named. DEKer has only the affine one.
+DEFAULT_BASE = "matern"
+#: Location and scale of the log-normal prior on a lengthscale of one input over a base kernel.
+_LENGTHSCALE = math.sqrt(2), math.sqrt(3)
+
 #: The kernels by name, with the priors that ``docs/experiments/bo_priors.py`` compares.
 KERNELS: dict[str, tuple[type[NeuralKernel], Priors]] = {
     "deq-nngp": (DEQNNGPKernel, Priors("relu")),
@@ -81,15 +117,21 @@ def get_covar_module(
     batch_shape: torch.Size | None = None,
     active_dims: Sequence[int] | None = None,
     activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+    base: str | None = None,
 ) -> ScaleKernel:
     """A deep-equilibrium kernel for inputs in the unit cube and standardised outcomes.
 
-    It is centred in the cube, has an output scale and starts with a prior variance of one at a
-    typical point. Lengthscales, bias variance and output scale have log-normal priors, so that few
-    observations of many inputs do not over-fit, and ``weight_variance`` (``regularization`` of
-    "deker") has a Beta prior between zero and its critical value. The prior of single lengthscales
-    is narrow: an input becomes irrelevant only if many observations say so. The page "When should I
-    use a DEQ surrogate?" of the documentation says how these were chosen.
+    By default the network sits on a Matern-5/2 kernel with BoTorch's prior on lengthscales, so that
+    the prior variance is the same everywhere. Over an affine map, ``base="affine"``, mean and
+    deviation grow towards the corners of the cube, and with many inputs an acquisition function
+    proposes little else; that suits functions with a trend or a valley across the cube.
+
+    The kernel has an output scale and starts with a prior variance of one, over an affine map at a
+    typical point of the cube, which it is centred in. Lengthscales, variances and output scale have
+    log-normal priors, so that few observations of many inputs do not over-fit, and
+    ``weight_variance`` (``regularization`` of "deker") has a Beta prior between zero and its
+    critical value. The page "When should I use a DEQ surrogate?" of the documentation says how
+    these were chosen.
 
     Args:
         kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
@@ -97,13 +139,15 @@ def get_covar_module(
         batch_shape: Batch shape, ``torch.Size([m])`` for a batched model of ``m`` outputs.
         active_dims: Indices of the inputs to use. Default: all inputs.
         activation: Activation, for "deker" the link; "relu" by default.
+        base: "matern" (default), "rbf" or "affine"; for "deker" only the last.
 
     Returns:
         The kernel in a :class:`~gpytorch.kernels.ScaleKernel`, in torch's default dtype, as
         BoTorch's kernels are; a model moves it to the dtype of its data.
 
     Raises:
-        ValueError: The kernel is unknown, or the activation cannot be used with it.
+        ValueError: The kernel or the base is unknown, or the activation or the base cannot be used
+            with the kernel.
 
     Example:
         >>> import torch
@@ -117,32 +161,54 @@ def get_covar_module(
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be {', '.join(map(repr, KERNELS))}, got {kernel!r}.")
+    kernel_class, priors = KERNELS[kernel]
+    name = base_name(kernel_class, base)
     return build(
-        *KERNELS[kernel],
+        kernel_class,
+        priors if BASES[name] is None else BasePriors(priors.activation),
         activation=activation,
         ard_num_dims=ard_num_dims,
         batch_shape=batch_shape,
         active_dims=active_dims,
+        base=name,
     )
+
+
+def base_name(kernel_class: type[NeuralKernel], base: str | None) -> str:
+    """The base of a kernel, where none is named the default.
+
+    Raises:
+        ValueError: It is unknown, or the kernel cannot have it.
+    """
+    over_kernels = issubclass(kernel_class, EquilibriumKernel)
+    name = base or (DEFAULT_BASE if over_kernels else "affine")
+    known = list(BASES) if over_kernels else ["affine"]
+    if name not in known:
+        raise ValueError(
+            f"base of {kernel_class.__name__} must be {', '.join(map(repr, known))}, got {base!r}."
+        )
+    return name
 
 
 def build(
     kernel_class: type[NeuralKernel],
-    priors: Priors,
+    priors: Priors | BasePriors,
     activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
     ard_num_dims: int | None = None,
     batch_shape: torch.Size | None = None,
     active_dims: Sequence[int] | None = None,
+    base: str = "affine",
 ) -> ScaleKernel:
     """:func:`get_covar_module` for any priors.
 
     Args:
         kernel_class: Class of the kernel.
-        priors: Priors and initial values.
+        priors: Priors and initial values, :class:`BasePriors` over a base kernel.
         activation: Activation, or link, in place of that of ``priors``.
         ard_num_dims: See :func:`get_covar_module`.
         batch_shape: See :func:`get_covar_module`.
         active_dims: See :func:`get_covar_module`.
+        base: See :func:`get_covar_module`.
 
     Returns:
         The kernel in a :class:`~gpytorch.kernels.ScaleKernel`.
@@ -150,18 +216,23 @@ def build(
     Raises:
         ValueError: The activation cannot be used with the kernel.
     """
-    base = kernel_class(
-        **base_arguments(kernel_class, priors, activation),
-        ard_num_dims=ard_num_dims,
-        batch_shape=batch_shape,
-        active_dims=active_dims,
+    inner = kernel_class(
+        **base_arguments(
+            kernel_class,
+            priors,
+            activation,
+            base,
+            ard_num_dims=ard_num_dims,
+            batch_shape=batch_shape,
+            active_dims=active_dims,
+        )
     )
-    if isinstance(base, DEKerKernel) and base.link.homogeneous:
+    if isinstance(inner, DEKerKernel) and inner.link.homogeneous:
         # the kernel is proportional to its square, as it is to the output scale
-        base.raw_feature_scale.requires_grad_(False)
-    scale = 1 / _typical_variance(base, 1 if ard_num_dims is None else ard_num_dims)
+        inner.raw_feature_scale.requires_grad_(False)
+    scale = 1 / _typical_variance(inner, 1 if ard_num_dims is None else ard_num_dims)
     return ScaleKernel(
-        base,
+        inner,
         batch_shape=batch_shape,
         outputscale_prior=LogNormalPrior(math.log(scale), priors.outputscale_scale),
         outputscale_constraint=GreaterThan(MIN_VARIANCE, initial_value=scale),
@@ -170,17 +241,26 @@ def build(
 
 def base_arguments(
     kernel_class: type[NeuralKernel],
-    priors: Priors,
+    priors: Priors | BasePriors,
     activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+    base: str = "affine",
     step_size: float = 1.0,
+    *,
+    ard_num_dims: int | None = None,
+    batch_shape: torch.Size | None = None,
+    active_dims: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Arguments of a kernel without its output scale: centre, priors and initial values.
+    """Arguments of a kernel without its output scale: base, priors and initial values.
 
     Args:
         kernel_class: Class of the kernel.
-        priors: Priors and initial values.
+        priors: Priors and initial values, :class:`BasePriors` over a base kernel.
         activation: Activation, or link, in place of that of ``priors``.
+        base: See :func:`get_covar_module`.
         step_size: Step size of DEKer, on which its critical regularization depends.
+        ard_num_dims: See :func:`get_covar_module`.
+        batch_shape: See :func:`get_covar_module`.
+        active_dims: See :func:`get_covar_module`.
 
     Returns:
         Keyword arguments of the class.
@@ -189,18 +269,17 @@ def base_arguments(
         ValueError: The activation cannot be used with the kernel.
     """
     nonlinearity: Any = priors.activation if activation is None else activation
-    lengthscale_prior = LogNormalPrior(*priors.lengthscale)
     arguments: dict[str, Any] = {
-        "center": 0.5,
         "bias_variance_prior": LogNormalPrior(*priors.bias_variance),
         "bias_variance_constraint": GreaterThan(
             MIN_VARIANCE, initial_value=math.exp(priors.bias_variance[0])
         ),
-        "lengthscale_prior": lengthscale_prior,
-        "lengthscale_constraint": GreaterThan(
-            MIN_LENGTHSCALE, initial_value=lengthscale_prior.mode
-        ),
+        "batch_shape": batch_shape,
+        "active_dims": active_dims,
     }
+    if isinstance(priors, Priors):
+        prior = LogNormalPrior(*priors.lengthscale)
+        arguments |= {"center": 0.5, "ard_num_dims": ard_num_dims, **_lengthscale(prior)}
     if not issubclass(kernel_class, EquilibriumKernel):
         link, step_size = get_link(nonlinearity), check_step_size(step_size)
         critical = link.critical_regularization * math.sqrt(step_size / (2 - step_size))
@@ -221,7 +300,40 @@ def base_arguments(
         arguments["weight_variance_constraint"] = BelowCritical(
             critical, initial_value=priors.share * critical
         )
+    if isinstance(priors, BasePriors):
+        variance = None if activation.homogeneous else priors.base_variance
+        arguments["base_kernel"] = _base_kernel(base, variance, ard_num_dims, batch_shape)
     return {"activation": activation, **arguments}
+
+
+def _base_kernel(
+    base: str,
+    variance: tuple[float, float] | None,
+    ard_num_dims: int | None,
+    batch_shape: torch.Size | None,
+) -> Kernel:
+    """A stationary kernel with BoTorch's prior on lengthscales, and one on its variance if given.
+
+    BoTorch's own function wants to know the number of inputs.
+    """
+    make = BASES[base]
+    assert make is not None
+    location, scale = _LENGTHSCALE
+    prior = LogNormalPrior(location + math.log(ard_num_dims or 1) / 2, scale)
+    kernel = make(ard_num_dims=ard_num_dims, batch_shape=batch_shape, **_lengthscale(prior))
+    if variance is None:
+        return kernel
+    return ScaleKernel(
+        kernel,
+        batch_shape=batch_shape,
+        outputscale_prior=LogNormalPrior(*variance),
+        outputscale_constraint=GreaterThan(MIN_VARIANCE, initial_value=math.exp(variance[0])),
+    )
+
+
+def _lengthscale(prior: LogNormalPrior) -> dict[str, Any]:
+    constraint = GreaterThan(MIN_LENGTHSCALE, initial_value=prior.mode)
+    return {"lengthscale_prior": prior, "lengthscale_constraint": constraint}
 
 
 def _typical_variance(kernel: NeuralKernel, num_dims: int) -> float:

@@ -11,6 +11,7 @@ from botorch.models.transforms.input import InputTransform
 from botorch.models.transforms.outcome import OutcomeTransform
 from botorch.utils.datasets import SupervisedDataset
 from botorch.utils.types import DEFAULT, _DefaultType
+from gpytorch.kernels import Kernel, ScaleKernel
 from gpytorch.likelihoods import Likelihood
 from gpytorch.means import Mean
 from torch import Tensor
@@ -34,6 +35,8 @@ class DEQSingleTaskGP(SingleTaskGP):
             each output, which is inferred.
         kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
         activation: Activation, for "deker" the link; "relu" by default.
+        base: What the network sits on, "matern" (default), "rbf" or "affine"; for "deker" only the
+            last. See :func:`get_covar_module`.
         likelihood: Likelihood. Default: Gaussian with BoTorch's prior on its noise, or with fixed
             noise.
         mean_module: Mean. Default: a constant.
@@ -65,6 +68,7 @@ class DEQSingleTaskGP(SingleTaskGP):
         train_Yvar: Tensor | None = None,
         kernel: str = "deq-nngp",
         activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+        base: str | None = None,
         likelihood: Likelihood | None = None,
         mean_module: Mean | None = None,
         outcome_transform: OutcomeTransform | _DefaultType | None = DEFAULT,
@@ -83,15 +87,16 @@ class DEQSingleTaskGP(SingleTaskGP):
         )
         num_dims = self.covar_module.ard_num_dims
         self.covar_module = get_covar_module(
-            kernel, num_dims, batch_shape=self._aug_batch_shape, activation=activation
+            kernel, num_dims, batch_shape=self._aug_batch_shape, activation=activation, base=base
         ).to(train_X)
-        base = self.covar_module.base_kernel
-        names = ["center", *(name for name, _ in base.named_parameters(recurse=False))]
         # dimensions of outputs from the right, by which BoTorch's subset_output indexes parameters
         del self._subset_batch_dict["covar_module.raw_lengthscale"]
-        self._subset_batch_dict["covar_module.raw_outputscale"] = -1
-        for name in names:
-            self._subset_batch_dict[f"covar_module.base_kernel.{name}"] = -3
+        for path, kernel_module in self.covar_module.named_modules(prefix="covar_module"):
+            if isinstance(kernel_module, Kernel):
+                dim = -1 if isinstance(kernel_module, ScaleKernel) else -3
+                names = [name for name, _ in kernel_module.named_parameters(recurse=False)]
+                names += ["center"] if "center" in dict(kernel_module.named_buffers()) else []
+                self._subset_batch_dict |= {f"{path}.{name}": dim for name in names}
 
     def subset_output(self, idcs: list[int]) -> DEQSingleTaskGP:
         """The model of some of the outputs.
@@ -106,8 +111,9 @@ class DEQSingleTaskGP(SingleTaskGP):
         whole = deepcopy(self).train()
         model: Any = super(DEQSingleTaskGP, whole).subset_output(idcs)
         # BoTorch shortens the batch shape once for each parameter of a kernel
-        for kernel in (model.covar_module, model.covar_module.base_kernel):
-            kernel.batch_shape = model._aug_batch_shape
+        for module in model.covar_module.modules():
+            if isinstance(module, Kernel):
+                module.batch_shape = model._aug_batch_shape
         model.train(self.training)
         return model
 
@@ -118,6 +124,7 @@ class DEQSingleTaskGP(SingleTaskGP):
         *,
         kernel: str = "deq-nngp",
         activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+        base: str | None = None,
     ) -> dict[str, Any]:
         """Arguments of the model for a data set of BoTorch, as Ax asks for them.
 
@@ -125,6 +132,7 @@ class DEQSingleTaskGP(SingleTaskGP):
             training_data: Data set of BoTorch.
             kernel: Name of the kernel, see the class.
             activation: Activation or link, see the class.
+            base: What the network sits on, see the class.
 
         Returns:
             Keyword arguments of the class.
@@ -139,4 +147,4 @@ class DEQSingleTaskGP(SingleTaskGP):
             >>> model = DEQSingleTaskGP(**DEQSingleTaskGP.construct_inputs(data, kernel="deq-ntk"))
         """
         inputs = super().construct_inputs(training_data=training_data)
-        return {**inputs, "kernel": kernel, "activation": activation}
+        return {**inputs, "kernel": kernel, "activation": activation, "base": base}
