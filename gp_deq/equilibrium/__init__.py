@@ -11,17 +11,17 @@ from .implicit import implicit_fixed_point, implicit_root
 from .interpolation import chebyshev
 from .monitor import ConvergenceWarning, SolverMonitor, SolverReport
 from .newton import newton
-from .pair_angle import PairAngle
+from .pair_angle import PairAngle, PairStationaryAngle
 from .pair_distance import PairDistance
 from .pair_polynomial import PairKernel as PairKernel
 from .pair_polynomial import PairPolynomial, PairStationary, PairVersine
 from .pair_polynomial import SeriesFit as SeriesFit
-from .pair_polynomial import Versines as Versines
 from .pair_polynomial import series_of as series_of
 from .pair_profile import PairProfile, Shape
 from .read_out import TRAINED as TRAINED
 from .read_out import Layer, ReadOut, tangent
 from .read_out import check_trained as check_trained
+from .versines import Versines as Versines
 
 __all__ = [
     "ConvergenceWarning",
@@ -34,6 +34,7 @@ __all__ = [
     "PairPolynomial",
     "PairProfile",
     "PairStationary",
+    "PairStationaryAngle",
     "PairVersine",
     "ReadOut",
     "Recomputed",

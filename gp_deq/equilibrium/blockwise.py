@@ -247,6 +247,24 @@ class _Task(NamedTuple):
         return one, two, tensors[fourth:], tensors[first:second]
 
 
+def distance_gradients(
+    weights: Tensor, x1: Tensor, x2: Tensor, needs: Needs
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients with respect to inputs, from those with respect to half their squared distances.
+
+    Args:
+        weights: ``b x n x m``.
+        x1: ``b x n x d``.
+        x2: ``b x m x d``.
+        needs: The second is None where it is not wanted.
+    """
+    # with a wide left factor: the thin products are several times slower
+    to_one = x1 * weights.sum(-1, keepdim=True) - (x2.mT @ weights.mT).mT
+    if needs.only_one:
+        return to_one, None
+    return to_one, x2 * weights.sum(-2).unsqueeze(-1) - (x1.mT @ weights).mT
+
+
 def block_edge(x: Tensor) -> int:
     """Number of rows and columns of a block on the device of a tensor."""
     return CPU_EDGE if x.device.type == "cpu" else GPU_EDGE

@@ -16,18 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import settings
 from ..activations import Activation, safe_sqrt, sine_excess_of_angle, squared_distance
-from .blockwise import Gradients, Needs, PairMap, Tensors
+from .blockwise import Gradients, Needs, PairMap, Tensors, distance_gradients
 from .fixed_point import contraction, solve_angle
 from .interpolation import chebyshev, degree_of, polynomial, tails
 from .monitor import SolverMonitor
 from .read_out import Layer, ReadOut
+from .versines import Versines
 
 #: Nodes of the interpolation. From 40 coefficients a Newton step costs less than more of them.
 _NODES = 40
@@ -250,15 +251,32 @@ class PairAngle(PairMap):
         first, second = _Known(*one), _Known(*two)
         weight, _, *constants = shared
         series = AngleSeries(*constants)
-        scaled = direction_distance(first.directions, second.directions)
+        sine, cosine, theta = self._angle(
+            series, direction_distance(first.directions, second.directions)
+        )
+        if self.uses_slope and sine.numel() and float(sine.amax()) > _NEAR_ANTIPODAL:
+            sine, cosine, theta = _near_antipodal(first, second, series, sine, cosine, theta)
+        return self._of_angle(series, weight, sine, cosine, theta, first.root, second.root.mT)
+
+    def _angle(self, series: AngleSeries, scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sine and cosine of half the angle at equilibrium, and the angle, of :math:`c t_0`."""
         sine = series.evaluate(scaled, self.fit.kinds)
         if self.fit.refine:
             sine0 = scaled / series.reach
             sine = solve_angle(sine0, series.gap, series.bend, self.monitor, start=sine)
-        cosine = (1 - sine).mul_(sine + 1).sqrt_()
-        theta = sine.asin().mul_(2)
-        if self.uses_slope and sine.numel() and float(sine.amax()) > _NEAR_ANTIPODAL:
-            sine, cosine, theta = _near_antipodal(first, second, series, sine, cosine, theta)
+        return sine, (1 - sine).mul_(sine + 1).sqrt_(), sine.asin().mul_(2)
+
+    def _of_angle(
+        self,
+        series: AngleSeries,
+        weight: Tensor,
+        sine: Tensor,
+        cosine: Tensor,
+        theta: Tensor,
+        root1: Tensor,
+        root2: Tensor,
+    ) -> tuple[Tensor, Tensors]:
+        """The kernel, kappa and, for tangent kernels, ``K_w``."""
         # the layer of two unit variances; a kernel is homogeneous in their roots
         linear, angular = self.activation.linear_part, self.activation.angular_part
         correlation = torch.addcmul(sine.new_ones(()), sine, sine, value=-2)
@@ -267,7 +285,6 @@ class PairAngle(PairMap):
         dual = (correlation * slope).add_(sine_full, alpha=angular)
         inverse = theta.mul_(series.bend).add_(series.gap).reciprocal_()
         read = self.read_out(Layer(dual, slope, weight, correlation, inverse))
-        root1, root2 = first.root, second.root.mT
         if read.by_weight is None:
             return read.value.mul_(root1).mul_(root2), (slope.mul_(inverse),)
         # the cusp: d(theta) / d(cos(theta)) = -1 / sin(theta), taken as zero where directions
@@ -315,6 +332,76 @@ class PairAngle(PairMap):
             product.mul_(kappa)
         by_shared = product.sum((-2, -1), True), weights.sum(-2, True), *rest
         return Gradients(by_one, by_two, by_shared)
+
+
+class PairStationaryAngle(PairAngle):
+    r""":class:`PairAngle` over a base kernel that is a function of a distance.
+
+    With the variance s of the base kernel, :math:`V = s + \beta` and the versine e of a pair, the
+    injected angle has :math:`t_0^2 = s e / 2V`, and by Euler's theorem the derivatives with respect
+    to the two injected variances add up to :math:`(K - \kappa b_{12})/V`, :math:`b_{12} = V - s e`.
+
+    Args:
+        versines: One minus the correlations of the base kernel.
+        base_variance: ``s``, ``b x 1 x 1``.
+        *given: As for :class:`PairAngle`.
+    """
+
+    def __init__(self, versines: Versines, base_variance: Tensor, *given: Any) -> None:
+        super().__init__(*given)
+        self.versines = versines
+        self.shared = (base_variance, *self.shared)
+
+    def inputs(  # type: ignore[override]
+        self, x1: Tensor, x2: Tensor | None
+    ) -> tuple[Tensors, Tensors]:
+        """See :meth:`PairMap.inputs`; the inputs over lengthscales themselves."""
+        return (x1,), (x1 if x2 is None else x2,)
+
+    def forward(
+        self, one: Tensors, two: Tensors, shared: Tensors, pairs: Tensors = ()
+    ) -> tuple[Tensor, Tensors]:
+        """See :meth:`PairMap.forward`; squared distances are saved first."""
+        variance, weight, bias, *constants = shared
+        series, total = AngleSeries(*constants), variance + bias
+        sqdist = squared_distance(one[0], two[0])
+        scaled = self.versines.versine(sqdist)
+        scaled.mul_(series.reach.square() * variance / (2 * total)).sqrt_()
+        root = (total / series.gap).sqrt()
+        value, saved = self._of_angle(series, weight, *self._angle(series, scaled), root, root)
+        return value, (sqdist, *saved)
+
+    def vjp(
+        self,
+        upstream: Tensor,
+        value: Tensor,
+        saved: Tensors,
+        one: Tensors,
+        two: Tensors,
+        shared: Tensors,
+        needs: Needs,
+        pairs: Tensors = (),
+    ) -> Gradients:
+        """See :meth:`PairMap.vjp`."""
+        variance, _, bias, *constants = shared
+        sqdist, kappa, *by_weight = saved
+        weighted = upstream * kappa
+        by_sqdist = self.versines.slope(sqdist).mul_(weighted).mul_(-2 * variance)
+        to_one, to_two = distance_gradients(by_sqdist, one[0], two[0], needs)
+        rest = [None] * len(constants)
+        if needs.only_one:
+            return Gradients((to_one,), (to_two,), [None, None, None, *rest])
+        product = upstream * value
+        sums, weights = product.sum((-2, -1), True), weighted.sum((-2, -1), True)
+        falls = weighted.mul_(self.versines.versine(sqdist)).sum((-2, -1), True)
+        total = variance + bias
+        euler = (sums - total * weights + variance * falls) / total
+        if by_weight:
+            torch.mul(upstream, by_weight[0], out=product)
+        else:
+            product.mul_(kappa)
+        by_values = weights - falls + euler, product.sum((-2, -1), True), weights + euler
+        return Gradients((to_one,), (to_two,), (*by_values, *rest))
 
 
 def directions(

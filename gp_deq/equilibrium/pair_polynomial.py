@@ -18,14 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import settings
 from ..activations import squared_distance
-from .blockwise import Gradients, Needs, PairMap, Tensors
+from .blockwise import Gradients, Needs, PairMap, Tensors, distance_gradients
 from .interpolation import (
     chebyshev,
     chebyshev_series,
@@ -36,6 +36,7 @@ from .interpolation import (
     tails,
 )
 from .monitor import SolverMonitor, SolverReport
+from .versines import Versines
 
 #: Numbers of nodes that are tried. The coefficients of the last quarter of the degrees, which are
 #: not used, show whether a series has converged.
@@ -244,16 +245,6 @@ def _truncated(series: Sequence[Tensor], accuracies: tuple[float, float]) -> lis
     return found
 
 
-class Versines(Protocol):
-    """How the versines of a base kernel follow from squared distances of scaled inputs."""
-
-    def versine(self, sqdist: Tensor) -> Tensor:
-        """The versine."""
-
-    def slope(self, sqdist: Tensor) -> Tensor:
-        """Its derivative by the squared distance; zero where that is infinite."""
-
-
 class PairPolynomial(PairMap):
     """Kernels over a base of constant variance.
 
@@ -366,17 +357,13 @@ class PairStationary(PairPolynomial):
         pairs: Tensors = (),
     ) -> Gradients:
         """See :meth:`PairMap.vjp`."""
-        series, (sqdist,), (z1,), (z2,) = self._series(shared), saved, one, two
+        series, (sqdist,) = self._series(shared), saved
         versine = self.versines.versine(sqdist)
         variable = series.variable.of(versine)
         weights = self._by_versine(series, versine, variable)
         weights.mul_(self.versines.slope(sqdist)).mul_(upstream).mul_(2)
-        # with a wide left factor: the thin products are several times slower
-        to_one = z1 * weights.sum(-1, True) - (z2.mT @ weights.mT).mT
+        to_one, to_two = distance_gradients(weights, one[0], two[0], needs)
         rest: list[Any] = [None] * len(shared)
-        if needs.only_one:
-            return Gradients((to_one,), (None,), rest)
-        to_two = z2 * weights.sum(-2).unsqueeze(-1) - (z1.mT @ weights).mT
         if any(needs.shared):
             # the block is not needed any more
             total = torch.mul(upstream, 1.0, out=weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,9 +24,12 @@ from ..equilibrium import (
 )
 from .base_kernel import base_pairs, stationary_inputs, versine_of
 
-#: Pairs for each set of hyperparameters below which they are solved for one by one: these are fewer
-#: than the nodes of a series.
+#: Pairs of a batch below which they are solved for one by one: these are fewer than the nodes of a
+#: series.
 FEWEST_PAIRS = 96
+#: Pairs up to which angles are used where they can be. A polynomial for each pair is then dearer by
+#: its fit, and beyond it is cheaper; both are right to rounding.
+MOST_ANGLES = 2**16
 #: Rounding of variances that are meant to be equal, in units in the last place.
 ROUNDINGS = 8.0
 
@@ -38,11 +41,15 @@ class Network(NamedTuple):
         kernel: The kernel of the injected covariance.
         gap: The least of ``1 - w / w_critical``; 1 for finite depth.
         monitor: Collects the record of the solves.
+        angle_map: Makes the pair map over a function of a distance from its versines, the base
+            variance and the hyperparameters, for kernels that one angle determines; None for
+            others.
     """
 
     kernel: PairKernel
     gap: float
     monitor: SolverMonitor
+    angle_map: Callable[..., PairMap] | None = None
 
     def over_stationary(
         self,
@@ -67,6 +74,8 @@ class Network(NamedTuple):
             return self._of(total, total, 2 * variance * versine, values)
 
         def make_map(*values: Tensor) -> PairMap:
+            if self.angle_map is not None and _count(z1, z2) <= MOST_ANGLES:
+                return self.angle_map(versines, *values)
             fit = self._fit(z1, z2, values, 1.0)
             if fit is None:
                 return Recomputed(reference, values)
@@ -129,10 +138,7 @@ class Network(NamedTuple):
         self, x1: Tensor, x2: Tensor | None, values: Sequence[Tensor], widest: float
     ) -> SeriesFit | None:
         """The series, where there are enough pairs for one."""
-        batch = torch.broadcast_shapes(x1.shape[:-2], () if x2 is None else x2.shape[:-2])
-        columns = (x1 if x2 is None else x2).shape[-2]
-        count = max(batch.numel(), values[0].shape[0]) * x1.shape[-2] * columns
-        if count < FEWEST_PAIRS * values[0].shape[0]:
+        if _count(x1, x2) < FEWEST_PAIRS:
             return None
         return series_of(self.kernel, values, self.gap, widest, self.monitor)
 
@@ -160,6 +166,13 @@ def network_inputs(
     if not diag:
         return z1, z2, variance
     return z1.unsqueeze(-2), None if z2 is None else z2.unsqueeze(-2), variance.unsqueeze(-1)
+
+
+def _count(x1: Tensor, x2: Tensor | None) -> int:
+    """Number of pairs of all batches."""
+    others = x1 if x2 is None else x2
+    batch = torch.broadcast_shapes(x1.shape[:-2], others.shape[:-2])
+    return batch.numel() * x1.shape[-2] * others.shape[-2]
 
 
 def _constant(var1: Tensor, var2: Tensor) -> Tensor | None:

@@ -27,8 +27,10 @@ from ..equilibrium import (
     PairDistance,
     PairKernel,
     PairMap,
+    PairStationaryAngle,
     ReadOut,
     SolverMonitor,
+    Versines,
     contraction,
     equilibrium,
     pair_matrix,
@@ -107,7 +109,7 @@ class WeightedKernel(NeuralKernel):
         number = len(self.hyperparameter_names)
         if self.base_kernel is not None:
             values, given = hyperparameters[:number], hyperparameters[number]
-            network = Network(self._pair_kernel(), self._gap(), monitor)
+            network = Network(self._pair_kernel(), self._gap(), monitor, self._angle_map(monitor))
             versines = stationary_form(self.base_kernel)
             if versines is not None:
                 return network.over_stationary(versines, z1, z2, (given, *values))
@@ -145,6 +147,10 @@ class WeightedKernel(NeuralKernel):
     def _gap(self) -> float:
         """The least of ``1 - w / w_critical`` over the batch; 1 for finite depth."""
         return 1.0
+
+    def _angle_map(self, monitor: SolverMonitor) -> Callable[..., PairMap] | None:
+        """See :class:`~gp_deq.kernels.over_base.Network`."""
+        return None
 
     def _pair_kernel(self) -> PairKernel:
         homogeneous = self.activation.homogeneous
@@ -261,6 +267,16 @@ class EquilibriumKernel(WeightedKernel):
 
     def _gap(self) -> float:
         return float(contraction(self.activation, self.weight_variance.detach()).min())
+
+    def _angle_map(self, monitor: SolverMonitor) -> Callable[..., PairMap] | None:
+        if not self.activation.homogeneous:
+            return None
+        given = self.activation, self._read_out, self.uses_slope, monitor
+
+        def make_map(versines: Versines, variance: Tensor, *values: Tensor) -> PairMap:
+            return PairStationaryAngle(versines, variance, *given, *values)
+
+        return make_map
 
     def _of_versine(
         self, versine: Tensor, variance: Tensor, monitor: SolverMonitor, *values: Tensor
