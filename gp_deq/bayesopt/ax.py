@@ -1,7 +1,7 @@
 """Deep-equilibrium kernels in Ax: importing this module registers them.
 
 Ax calls the ``covar_module_class`` of a ``ModelConfig`` with the arguments that its parser returns.
-For ``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` these are the centre, priors and initial
+For ``DEQNNGPKernel``, ``DEQNTKKernel`` and ``DEKerKernel`` these are the base, priors and initial
 values of :func:`~gp_deq.bayesopt.get_covar_module` and the shapes of the data set, each overridden
 by ``covar_module_options``. Ax can also save and load these classes by their names.
 """
@@ -28,12 +28,14 @@ except ImportError as error:
 
 from ..activations import Activation
 from ..kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NeuralKernel
-from .covar_modules import KERNELS, base_arguments, get_covar_module
+from .covar_modules import base_arguments, base_name, default_priors, get_covar_module
 
 __all__ = ["ScaleDEQKernel"]
 
 #: Options of Ax's own kernels that say which inputs and outputs of the data set a kernel has.
 _SHAPES = ("ard_num_dims", "batch_shape", "active_dims", "inactive_features")
+#: Arguments that a kernel has over an affine map only.
+_AFFINE = ("center", "lengthscale_prior", "lengthscale_constraint")
 
 
 class ScaleDEQKernel(ScaleKernel):
@@ -47,11 +49,14 @@ class ScaleDEQKernel(ScaleKernel):
         ard_num_dims: Number of lengthscales, one for each input. Default: one for all inputs.
         batch_shape: Batch shape of the kernel, one kernel for each output of a batched model.
         active_dims: Indices of the inputs to use. Default: all inputs.
-        activation: Activation, for "deker" the link; "relu" by default. Ax can save only a name.
-        base: "matern" (default), "rbf" or "affine"; for "deker" only the last.
+        activation: Activation, for "deker" the link. Default: that of
+            :func:`~gp_deq.bayesopt.get_covar_module`. Ax can save only a name.
+        base: What the network sits on, "matern", "rbf" or "affine"; for "deker" only the last.
+            Default: that of :func:`~gp_deq.bayesopt.get_covar_module`.
 
     Raises:
-        ValueError: The kernel is unknown, or the activation cannot be used with it.
+        ValueError: The kernel or the base is unknown, or the activation or the base cannot be used
+            with the kernel.
 
     Example:
         >>> from ax.generators.torch.botorch_modular.surrogate import ModelConfig, SurrogateSpec
@@ -90,16 +95,32 @@ def _scaled_arguments(covar_module_class: type[ScaleDEQKernel], **options: Any) 
 @covar_module_argparse.register((DEQNNGPKernel, DEQNTKKernel, DEKerKernel))
 def _bare_arguments(covar_module_class: type[NeuralKernel], **options: Any) -> dict[str, Any]:
     shapes, options = _split(options)
-    classes = [base for base in covar_module_class.__mro__ if issubclass(base, NeuralKernel)]
-    _check(covar_module_class, options, *(signature(base).parameters for base in classes))
-    priors = next(p for base, p in KERNELS.values() if issubclass(covar_module_class, base))
+    classes = [known for known in covar_module_class.__mro__ if issubclass(known, NeuralKernel)]
+    _check(covar_module_class, options, ["base"], *(signature(c).parameters for c in classes))
+    base = base_name(covar_module_class, _base(options))
     defaults = base_arguments(
         covar_module_class,
-        priors,
+        default_priors(covar_module_class, base),
         options.get("activation", options.get("link")),
+        base,
         options.get("step_size", 1.0),
+        **shapes,
     )
-    return {**defaults, **shapes, **options}
+    return {**defaults, **options}
+
+
+def _base(options: dict[str, Any]) -> str | None:
+    """Take "base" out of the options; where it is not among them, the base that they call for."""
+    base = options.pop("base", None)
+    if options.get("base_kernel") is not None:
+        if base is not None:
+            raise UserInputError(
+                f"Only one of `base` and `base_kernel` can be given, got {base!r} and a "
+                f"{type(options['base_kernel']).__name__}."
+            )
+        # the priors of any stationary base; the kernel given takes the place of this one
+        return "matern"
+    return "affine" if base is None and not options.keys().isdisjoint(_AFFINE) else base
 
 
 def _split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

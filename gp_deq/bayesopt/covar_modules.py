@@ -161,11 +161,11 @@ def get_covar_module(
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be {', '.join(map(repr, KERNELS))}, got {kernel!r}.")
-    kernel_class, priors = KERNELS[kernel]
+    kernel_class, _ = KERNELS[kernel]
     name = base_name(kernel_class, base)
     return build(
         kernel_class,
-        priors if BASES[name] is None else BasePriors(priors.activation),
+        default_priors(kernel_class, name),
         activation=activation,
         ard_num_dims=ard_num_dims,
         batch_shape=batch_shape,
@@ -188,6 +188,12 @@ def base_name(kernel_class: type[NeuralKernel], base: str | None) -> str:
             f"base of {kernel_class.__name__} must be {', '.join(map(repr, known))}, got {base!r}."
         )
     return name
+
+
+def default_priors(kernel_class: type[NeuralKernel], base: str) -> Priors | BasePriors:
+    """The priors that :func:`get_covar_module` gives a kernel, or a subclass of it, over a base."""
+    priors = next(given for known, given in KERNELS.values() if issubclass(kernel_class, known))
+    return priors if BASES[base] is None else BasePriors(priors.activation)
 
 
 def build(

@@ -17,7 +17,7 @@ from botorch.models.utils.gpytorch_modules import (
 )
 from botorch.utils.datasets import SupervisedDataset
 from gpytorch.constraints import Interval
-from gpytorch.kernels import Kernel
+from gpytorch.kernels import Kernel, ScaleKernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood, Likelihood
 from gpytorch.means import Mean
 from gpytorch.models import ExactGP
@@ -51,11 +51,18 @@ class _Hyperparameter(NamedTuple):
         module: Module that has the hyperparameter.
         name: Name of the hyperparameter.
         shape: Shape of a sample.
+        prefix: Put before the name in that of the latent variable, where another module has a
+            hyperparameter of the same name.
     """
 
     module: Module
     name: str
     shape: tuple[int, ...] = ()
+    prefix: str = ""
+
+    @property
+    def sample_name(self) -> str:
+        return self.prefix + self.name
 
     @property
     def constraint(self) -> Interval:
@@ -67,13 +74,15 @@ class _Hyperparameter(NamedTuple):
 
     def sample(self) -> Tensor:
         pyro = _pyro()
-        latent = pyro.sample(self.name, self._latent().expand(self.shape).to_event(len(self.shape)))
+        distribution = self._latent().expand(self.shape).to_event(len(self.shape))
+        latent = pyro.sample(self.sample_name, distribution)
         value = self.value(latent)
         if isinstance(self.prior, StrengthPrior):
-            pyro.factor(f"{self.name}_prior", self.prior.share_log_prob(self.prior.share(value)))
+            share = self.prior.share(value)
+            pyro.factor(f"{self.sample_name}_prior", self.prior.share_log_prob(share))
         elif self.prior is not None:
             correction = self.prior.log_prob(value) - self.prior.log_prob(latent)
-            pyro.factor(f"{self.name}_prior", correction.sum())
+            pyro.factor(f"{self.sample_name}_prior", correction.sum())
         return value
 
     @property
@@ -106,21 +115,26 @@ class DEQPyroModel(PyroModel):
     The priors are those of :func:`get_covar_module`, cut off at the bounds of its constraints, and
     BoTorch's for the mean, :math:`\mathcal N(0, 1)`, and the noise. For "deker" ``feature_scale``
     stays fixed, as for the default link it only scales the output. The latent variable
-    ``regularization`` is the hyperparameter's power -2, the analogue of ``weight_variance``.
+    ``regularization`` is the hyperparameter's power -2, the analogue of ``weight_variance``. Over a
+    Matern or RBF kernel ``lengthscale`` is that kernel's, and ``base_outputscale`` its variance,
+    which for homogeneous activations is one and is not sampled.
 
     Args:
         kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
-        activation: Activation, for "deker" the link; "relu" by default.
+        activation: Activation, for "deker" the link; that of :func:`get_covar_module` by default.
+        base: What the network sits on, see :func:`get_covar_module`.
     """
 
     def __init__(
         self,
         kernel: str = "deq-nngp",
         activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+        base: str | None = None,
     ) -> None:
         super().__init__()
         self.kernel = kernel
         self.activation = activation
+        self.base = base
 
     def set_inputs(  # type: ignore[override]
         self, train_X: Tensor, train_Y: Tensor, train_Yvar: Tensor | None = None
@@ -174,11 +188,12 @@ class DEQPyroModel(PyroModel):
     def sample_covariance(self) -> Tensor:
         """Sample the kernel's hyperparameters; return the covariance of the data, ``n x n``."""
         raw = {}
+        paths = {module: path for path, module in self._covar_module.named_modules()}
         for hyperparameter in self._hyperparameters(self._covar_module):
             module, name = hyperparameter.module, f"raw_{hyperparameter.name}"
             value = hyperparameter.sample().view_as(getattr(module, name))
-            path = "" if module is self._covar_module else "base_kernel."
-            raw[path + name] = hyperparameter.constraint.inverse_transform(value)
+            path = f"{paths[module]}.{name}".removeprefix(".")
+            raw[path] = hyperparameter.constraint.inverse_transform(value)
         with gpytorch.settings.lazily_evaluate_kernels(False):
             covariance = torch.func.functional_call(self._covar_module, raw, (self.train_X,))
         return covariance.to_dense()
@@ -196,7 +211,7 @@ class DEQPyroModel(PyroModel):
             *self._hyperparameters(self._covar_module),
             *self._noise(self._likelihood),
         )
-        values = {h.name: h.value(mcmc_samples[h.name]) for h in hyperparameters}
+        values = {h.sample_name: h.value(mcmc_samples[h.sample_name]) for h in hyperparameters}
         return {"mean": mcmc_samples["mean"], **values}
 
     def get_dummy_mcmc_samples(self, num_mcmc_samples: int, **tkwargs: Any) -> dict[str, Tensor]:
@@ -212,7 +227,7 @@ class DEQPyroModel(PyroModel):
         samples = {"mean": torch.zeros(num_mcmc_samples, **tkwargs)}
         for h in (*self._hyperparameters(self._covar_module), *self._noise(self._likelihood)):
             value = getattr(h.module, h.name).detach().to(**tkwargs)
-            samples[h.name] = value.view(h.shape).expand(num_mcmc_samples, *h.shape)
+            samples[h.sample_name] = value.view(h.shape).expand(num_mcmc_samples, *h.shape)
         return samples
 
     def load_mcmc_samples(  # type: ignore[override]
@@ -234,12 +249,16 @@ class DEQPyroModel(PyroModel):
             mcmc_samples, batch_shape, dtype=self.train_X.dtype, device=self.train_X.device
         )
         for h in (*self._hyperparameters(covar_module), *self._noise(likelihood)):
-            h.set(mcmc_samples[h.name])
+            h.set(mcmc_samples[h.sample_name])
         return mean_module, covar_module, likelihood, None
 
     def _make_covar_module(self, batch_shape: torch.Size | None = None) -> Kernel:
         return get_covar_module(
-            self.kernel, self.ard_num_dims, batch_shape=batch_shape, activation=self.activation
+            self.kernel,
+            self.ard_num_dims,
+            batch_shape=batch_shape,
+            activation=self.activation,
+            base=self.base,
         ).to(self.train_X)
 
     def _make_likelihood(self, batch_shape: torch.Size | None = None) -> Likelihood:
@@ -251,15 +270,19 @@ class DEQPyroModel(PyroModel):
         return likelihood.to(self.train_X)
 
     def _hyperparameters(self, covar_module: Kernel) -> list[_Hyperparameter]:
-        base = covar_module.base_kernel
+        network = covar_module.base_kernel
         strength = "regularization" if self.kernel == "deker" else "weight_variance"
         # feature_scale of DEKer is left out, see the class
-        return [
+        found = [
             _Hyperparameter(covar_module, "outputscale"),
-            _Hyperparameter(base, "lengthscale", (self.ard_num_dims,)),
-            _Hyperparameter(base, strength),
-            _Hyperparameter(base, "bias_variance"),
+            _Hyperparameter(network, strength),
+            _Hyperparameter(network, "bias_variance"),
         ]
+        inner = network if network.has_lengthscale else network.base_kernel
+        if isinstance(inner, ScaleKernel):
+            found.append(_Hyperparameter(inner, "outputscale", prefix="base_"))
+            inner = inner.base_kernel
+        return [*found, _Hyperparameter(inner, "lengthscale", (self.ard_num_dims,))]
 
     def _noise(self, likelihood: Likelihood) -> list[_Hyperparameter]:
         """The noise as a hyperparameter; an empty list where its variances are given."""
@@ -280,14 +303,15 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         train_Y: Outcomes, ``n x 1``.
         train_Yvar: Variances of the noise, ``n x 1``. Default: one variance, which is inferred.
         kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
-        activation: Activation, for "deker" the link; "relu" by default.
+        activation: Activation, for "deker" the link; that of :func:`get_covar_module` by default.
+        base: What the network sits on, "matern", "rbf" or "affine", see :func:`get_covar_module`.
         outcome_transform: Transform of the outcomes. Default: none, as in BoTorch's fully Bayesian
             models.
         input_transform: Transform of the inputs. Default: none.
 
     Raises:
-        ValueError: The kernel is unknown, the activation cannot be used with it, or there is more
-            than one output.
+        ValueError: The kernel or the base is unknown, the activation or the base cannot be used
+            with the kernel, or there is more than one output.
 
     Example:
         >>> import torch
@@ -304,6 +328,7 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
     """
 
     _pyro_model_class = DEQPyroModel
+    pyro_model: DEQPyroModel
 
     def __init__(
         self,
@@ -312,6 +337,7 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         train_Yvar: Tensor | None = None,
         kernel: str = "deq-nngp",
         activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+        base: str | None = None,
         outcome_transform: OutcomeTransform | None = None,
         input_transform: InputTransform | None = None,
     ) -> None:
@@ -342,12 +368,20 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         self.mean_module = None
         self.covar_module = None
         self.likelihood = None
-        self.pyro_model = self._pyro_model_class(kernel, activation)
+        self.pyro_model = self._pyro_model_class(kernel, activation, base)
         self.pyro_model.set_inputs(transformed_X, train_Y, train_Yvar)
         if outcome_transform is not None:
             self.outcome_transform = outcome_transform
         if input_transform is not None:
             self.input_transform = input_transform
+
+    @property
+    def median_lengthscale(self) -> Tensor:
+        """Medians of the lengthscales over the samples, ``d``; over a base kernel those of it."""
+        self._check_if_fitted()
+        found = self.pyro_model._hyperparameters(self.covar_module)
+        (lengthscale,) = (h.module.lengthscale for h in found if h.name == "lengthscale")
+        return lengthscale.median(0).values.squeeze(0)
 
     @classmethod
     def construct_inputs(  # type: ignore[override]
@@ -356,6 +390,7 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         *,
         kernel: str = "deq-nngp",
         activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
+        base: str | None = None,
     ) -> dict[str, Any]:
         """Arguments of the model for a data set of BoTorch, as Ax asks for them.
 
@@ -363,6 +398,7 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
             training_data: Data set of BoTorch.
             kernel: Name of the kernel, see the class.
             activation: Activation or link, see the class.
+            base: What the network sits on, see the class.
 
         Returns:
             Keyword arguments of the class.
@@ -370,7 +406,7 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         inputs = super(FullyBayesianSingleTaskGP, cls).construct_inputs(training_data=training_data)
         for name in ("use_input_warping", "indices_to_warp"):
             inputs.pop(name)
-        return {**inputs, "kernel": kernel, "activation": activation}
+        return {**inputs, "kernel": kernel, "activation": activation, "base": base}
 
 
 def fit_fully_bayesian_model_nuts(
