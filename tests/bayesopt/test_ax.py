@@ -13,7 +13,7 @@ import torch
 from botorch.models import MultiTaskGP, SingleTaskGP
 from botorch.test_functions import Branin
 from botorch.utils.datasets import SupervisedDataset
-from gpytorch.kernels import Kernel, ScaleKernel
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.priors import GammaPrior
 from torch import Tensor
 
@@ -38,6 +38,7 @@ from ax.generators.torch.botorch_modular.surrogate import ModelConfig, Surrogate
 
 from gp_deq.bayesopt.ax import ScaleDEQKernel
 
+BASES = {"affine": DEQNNGPKernel, "rbf": RBFKernel, "matern": MaternKernel}
 NAMES = {"deq-nngp": DEQNNGPKernel, "deq-ntk": DEQNTKKernel, "deker": DEKerKernel}
 every_class = pytest.mark.parametrize("cls", [*NAMES.values(), ScaleDEQKernel])
 every_name = pytest.mark.parametrize("name", NAMES)
@@ -63,7 +64,10 @@ def parse(cls: type[Kernel], data: SupervisedDataset | None = None, **options: A
 
 
 def base(kernel: Kernel) -> Any:
-    return kernel.base_kernel if isinstance(kernel, ScaleKernel) else kernel
+    """The kernel that has the lengthscales."""
+    while not kernel.has_lengthscale:
+        kernel = kernel.base_kernel
+    return kernel
 
 
 def assert_same(kernel: Kernel, expected: Kernel) -> None:
@@ -76,11 +80,37 @@ def assert_same(kernel: Kernel, expected: Kernel) -> None:
 
 @every_name
 @pytest.mark.parametrize("num_outputs", [1, 2])
-def test_kernel_is_that_of_get_covar_module(name: str, num_outputs: int) -> None:
+@pytest.mark.parametrize("below", [None, "matern", "rbf", "affine"])
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+def test_kernel_is_that_of_get_covar_module(
+    name: str, num_outputs: int, below: str | None, activation: str
+) -> None:
+    if name == "deker" and (below in ("matern", "rbf") or activation == "erf"):
+        pytest.skip("DEKer has no base kernel, and no link of that name")
     data, batch_shape = dataset(3, num_outputs), torch.Size([2] if num_outputs == 2 else [])
-    expected = get_covar_module(name, ard_num_dims=3, batch_shape=batch_shape)
-    assert_same(parse(ScaleDEQKernel, data, kernel=name), expected)
-    assert_same(parse(NAMES[name], data), expected.base_kernel)
+    options = {} if below is None else {"base": below}
+    expected = get_covar_module(name, 3, batch_shape, activation=activation, base=below)
+    scaled = parse(ScaleDEQKernel, data, kernel=name, activation=activation, **options)
+    assert_same(scaled, expected)
+    options["link" if name == "deker" else "activation"] = activation
+    assert_same(parse(NAMES[name], data, **options), expected.base_kernel)
+
+
+def test_options_of_the_affine_form_call_for_it() -> None:
+    prior = GammaPrior(2.0, 1.0)
+    for options in ({"center": 0.25}, {"lengthscale_prior": prior}):
+        kernel = parse(DEQNNGPKernel, **options)
+        assert kernel.base_kernel is None and kernel.lengthscale.shape == (1, 3)
+    with pytest.raises(ValueError, match="center has no meaning"):
+        parse(DEQNNGPKernel, base="matern", center=0.5)
+
+
+def test_base_kernel_of_ones_own() -> None:
+    own = RBFKernel(ard_num_dims=3)
+    kernel = parse(DEQNTKKernel, base_kernel=own)
+    assert kernel.base_kernel is own and not kernel.has_lengthscale
+    with pytest.raises(UserInputError, match="Only one of `base` and `base_kernel`"):
+        parse(DEQNTKKernel, base_kernel=own, base="rbf")
 
 
 @every_class
@@ -145,6 +175,10 @@ def test_bad_values_are_refused() -> None:
         parse(DEKerKernel, activation="erf")
     with pytest.raises(ValueError, match="kernel must be 'deq-nngp'"):
         parse(ScaleDEQKernel, kernel="matern")
+    with pytest.raises(ValueError, match="base of DEQNNGPKernel must be .*got 'linear'"):
+        parse(DEQNNGPKernel, base="linear")
+    with pytest.raises(ValueError, match="base of DEKerKernel must be 'affine', got 'rbf'"):
+        parse(ScaleDEQKernel, kernel="deker", base="rbf")
     with pytest.raises(ValueError, match="activation of bounded slope"):
         parse(DEQNNGPKernel, activation=torch.square)
     with pytest.raises(UserInputError, match="Only one of"):
@@ -163,7 +197,7 @@ def test_two_metrics_share_a_batched_model() -> None:
     model = fit(ModelConfig(covar_module_class=ScaleDEQKernel), data)
     assert isinstance(model, SingleTaskGP)
     assert model.covar_module.outputscale.shape == (2,)
-    assert model.covar_module.base_kernel.lengthscale.shape == (2, 1, 2)
+    assert base(model.covar_module).lengthscale.shape == (2, 1, 2)
     with torch.no_grad():
         error = model.posterior(data.X).mean - data.Y
     assert float(error.abs().max()) < 0.3
@@ -211,21 +245,27 @@ X1 = RangeParameterConfig(name="x1", parameter_type="float", bounds=(-5, 10))
 X2 = RangeParameterConfig(name="x2", parameter_type="float", bounds=(0, 15))
 
 
-@pytest.mark.parametrize("cls", [DEQNNGPKernel, ScaleDEQKernel])
-def test_client_optimises_branin_and_is_saved(cls: type[Kernel], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cls", "below"),
+    [(DEQNNGPKernel, "affine"), (DEQNNGPKernel, "rbf"), (ScaleDEQKernel, "matern")],
+)
+def test_client_optimises_branin_and_is_saved(
+    cls: type[Kernel], below: str, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     client = Client(random_seed=0)
     client.configure_experiment(parameters=[X1, X2])
     client.configure_optimization(objective="-loss")
-    client.set_generation_strategy(strategy(covar_module_class=cls))
+    client.set_generation_strategy(
+        strategy(covar_module_class=cls, covar_module_options={"base": below})
+    )
     branin = Branin()
     run(client, lambda p: branin(torch.tensor([p["x1"], p["x2"]])), 7)
     model = surrogate_model(client)
     kernel = base(model.covar_module)
     assert type(model.covar_module) is cls
-    assert type(kernel) is DEQNNGPKernel
+    assert type(kernel) is BASES[below]
     assert kernel.lengthscale.shape == (1, 2)
-    assert kernel.center.unique().tolist() == [0.5]
     assert kernel.lengthscale.dtype == torch.float64
     x = in_cube(model)
     assert len(x) == 6
@@ -233,7 +273,8 @@ def test_client_optimises_branin_and_is_saved(cls: type[Kernel], tmp_path: Path)
     client.save_to_json_file(str(tmp_path / "client.json"))
     loaded = Client.load_from_json_file(str(tmp_path / "client.json"))
     assert loaded.get_next_trials(1)
-    assert type(surrogate_model(loaded).covar_module) is cls
+    again = surrogate_model(loaded).covar_module
+    assert type(again) is cls and type(base(again)) is BASES[below]
 
 
 def test_choices_are_in_the_cube_too() -> None:
@@ -251,7 +292,7 @@ def test_choices_are_in_the_cube_too() -> None:
     run(client, lambda p: p["x1"] ** 2 + p["n"] * (p["c"] == "u"), 5)
     model = surrogate_model(client)
     x = in_cube(model)
-    assert model.covar_module.base_kernel.lengthscale.shape == (1, 5)
+    assert base(model.covar_module).lengthscale.shape == (1, 5)
     assert float(x.min()) >= 0 and float(x.max()) <= 1
 
 

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from botorch.models.transforms import Normalize, Standardize
 from botorch.optim import optimize_acqf
 from botorch.sampling import SobolQMCNormalSampler
 from botorch.utils.datasets import SupervisedDataset
+from gpytorch.kernels import Kernel, ScaleKernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
+from gp_deq.activations import get_activation
 from gp_deq.bayesopt import (
     DEQFullyBayesianSingleTaskGP,
     DEQPyroModel,
@@ -30,15 +33,32 @@ from gp_deq.bayesopt import (
 pyro = pytest.importorskip("pyro")
 
 KERNELS = [
-    ("deq-nngp", "erf"),
-    ("deq-nngp", "relu"),
-    ("deq-ntk", "erf"),
-    ("deq-ntk", "relu"),
-    ("deker", "relu"),
+    ("deq-nngp", "erf", "affine"),
+    ("deq-nngp", "relu", "affine"),
+    ("deq-ntk", "erf", "affine"),
+    ("deq-ntk", "relu", "affine"),
+    ("deker", "relu", "affine"),
+    ("deq-nngp", "erf", "matern"),
+    ("deq-nngp", "relu", "matern"),
 ]
-every_kernel = pytest.mark.parametrize("kernel, activation", KERNELS)
+every_kernel = pytest.mark.parametrize("kernel, activation, base", KERNELS)
 BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
 STRENGTH = {"deq-nngp": "weight_variance", "deq-ntk": "weight_variance", "deker": "regularization"}
+
+
+def modules(covar_module: Kernel, kernel: str) -> dict[str, tuple[Any, str]]:
+    """Module and attribute of each hyperparameter of the kernel, by the name of its samples."""
+    network = covar_module.base_kernel
+    found = {
+        "outputscale": (covar_module, "outputscale"),
+        "bias_variance": (network, "bias_variance"),
+        STRENGTH[kernel]: (network, STRENGTH[kernel]),
+    }
+    inner = network if network.has_lengthscale else network.base_kernel
+    if isinstance(inner, ScaleKernel):
+        found["base_outputscale"] = (inner, "outputscale")
+        inner = inner.base_kernel
+    return found | {"lengthscale": (inner, "lengthscale")}
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +100,10 @@ def trace(model: DEQPyroModel, **values: float | Tensor) -> pyro.poutine.Trace:
 
 @every_kernel
 @pytest.mark.parametrize("known", [False, True])
-def test_samples_make_a_batch_of_models(kernel: str, activation: str, known: bool) -> None:
-    model = make(kernel=kernel, activation=activation, known=known)
+def test_samples_make_a_batch_of_models(
+    kernel: str, activation: str, base: str, known: bool
+) -> None:
+    model = make(kernel=kernel, activation=activation, base=base, known=known)
     with pytest.raises(RuntimeError, match="not been fitted"):
         model.posterior(inputs(3, 2))
     fit(model)
@@ -94,104 +116,121 @@ def test_samples_make_a_batch_of_models(kernel: str, activation: str, known: boo
     error = (posterior.mixture_mean - target(test)).square().mean() / target(test).var()
     assert error < 0.2
     assert bool((posterior.mixture_variance > 0).all())
-    base = model.covar_module.base_kernel
-    assert base.solver_report.converged
-    strength = getattr(base, STRENGTH[kernel])
-    assert len(strength.unique()) > 1
-    modules = [(model.covar_module, "outputscale"), (base, "lengthscale"), (base, "bias_variance")]
-    modules.append((base, STRENGTH[kernel]))
+    found = modules(model.covar_module, kernel)
+    assert model.covar_module.base_kernel.solver_report.converged
+    assert ("base_outputscale" in found) == (base != "affine" and activation == "erf")
+    assert all(len(getattr(*place).unique()) > 1 for place in found.values())
     if not known:
-        modules.append((model.likelihood.noise_covar, "noise"))
-    for module, name in modules:
+        found["noise"] = (model.likelihood.noise_covar, "noise")
+    for module, name in found.values():
         value, constraint = getattr(module, name), getattr(module, f"raw_{name}_constraint")
         assert bool((value > constraint.lower_bound).all())
         assert bool((value < constraint.upper_bound).all())
 
 
 @every_kernel
-def test_each_sample_is_a_model_of_its_own(kernel: str, activation: str) -> None:
-    model = make(kernel=kernel, activation=activation, outcome_transform=None)
+def test_each_sample_is_a_model_of_its_own(kernel: str, activation: str, base: str) -> None:
+    model = make(kernel=kernel, activation=activation, base=base, outcome_transform=None)
     fit(model, 4, 4)
     test = inputs(5, 2)
     x, y = model.train_inputs[0], model.train_targets.unsqueeze(-1)
     with torch.no_grad():
         posterior = model.posterior(test)
     for i in range(2):
-        one = DEQSingleTaskGP(x, y, kernel=kernel, activation=activation, outcome_transform=None)
+        one = DEQSingleTaskGP(
+            x, y, kernel=kernel, activation=activation, base=base, outcome_transform=None
+        )
         one.mean_module.constant.data = model.mean_module.constant[i].detach()
         one.likelihood.noise = model.likelihood.noise[i].detach()
-        one.covar_module.outputscale = model.covar_module.outputscale[i].detach()
-        base, batch = one.covar_module.base_kernel, model.covar_module.base_kernel
-        for name in ("lengthscale", "bias_variance", STRENGTH[kernel]):
-            setattr(base, name, getattr(batch, name)[i].detach())
+        places, batch = modules(one.covar_module, kernel), modules(model.covar_module, kernel)
+        for key, (module, name) in places.items():
+            setattr(module, name, getattr(*batch[key])[i].detach())
         with torch.no_grad():
             expected = one.posterior(test)
         torch.testing.assert_close(posterior.mean[i], expected.mean, rtol=1e-7, atol=1e-7)
         torch.testing.assert_close(posterior.variance[i], expected.variance, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kernel", ["deq-nngp", "deker"])
-def test_density_is_that_of_the_priors_and_the_marginal_likelihood(kernel: str) -> None:
+some_kernels = pytest.mark.parametrize(
+    "kernel, activation, base",
+    [
+        ("deq-nngp", "relu", "affine"),
+        ("deker", "relu", "affine"),
+        ("deq-nngp", "relu", "matern"),
+        ("deq-nngp", "erf", "matern"),
+        ("deq-ntk", "erf", "rbf"),
+    ],
+)
+
+
+@some_kernels
+def test_density_is_that_of_the_priors_and_the_marginal_likelihood(
+    kernel: str, activation: str, base: str
+) -> None:
     """The logarithm of the joint density, up to a constant, at two points."""
-    model = make(kernel=kernel, outcome_transform=None).pyro_model
-    covar_module = get_covar_module(kernel, ard_num_dims=2).double()
-    base = covar_module.base_kernel
+    options = {"kernel": kernel, "activation": activation, "base": base}
+    model = make(outcome_transform=None, **options).pyro_model
+    covar_module = get_covar_module(ard_num_dims=2, **options).double()
+    places, strength_name = modules(covar_module, kernel), STRENGTH[kernel]
+    critical = get_activation(activation).critical_weight_variance if kernel != "deker" else 2.0
     points = [
         {"mean": 0.1, "noise": 0.02, "outputscale": 0.7, "lengthscale": [0.5, 2.0],
-         "bias_variance": 0.4, "strength": 0.3},
+         "bias_variance": 0.4, "base_outputscale": 1.7, "share": 0.15},
         {"mean": -0.5, "noise": 0.2, "outputscale": 3.0, "lengthscale": [1.5, 0.3],
-         "bias_variance": 2.0, "strength": 0.6},
+         "bias_variance": 2.0, "base_outputscale": 0.2, "share": 0.3},
     ]  # fmt: skip
     found, expected = [], []
     for point in points:
         value = {name: torch.tensor(v, dtype=torch.float64) for name, v in point.items()}
-        strength = value.pop("strength")
-        covar_module.outputscale = value["outputscale"]
-        base.lengthscale, base.bias_variance = value["lengthscale"], value["bias_variance"]
-        name = STRENGTH[kernel]
-        setattr(base, name, strength if kernel == "deq-nngp" else strength**-0.5)
+        strength = value.pop("share") * critical
+        # with the critical regularization of ReLU, 2 is that of its power -2
+        value[strength_name] = strength**-0.5 if kernel == "deker" else strength
+        value = {n: v for n, v in value.items() if n in {"mean", "noise", *places}}
+        for key, (module, name) in places.items():
+            setattr(module, name, value[key])
         with torch.no_grad():
             covariance = covar_module(model.train_X).to_dense() + value["noise"] * torch.eye(12)
         density = torch.distributions.MultivariateNormal(value["mean"].expand(12), covariance)
         log_prob = density.log_prob(model.train_Y.squeeze(-1)) - value["mean"] ** 2 / 2
         log_prob += LogNormalPrior(-4.0, 1.0).log_prob(value["noise"])
-        log_prob += covar_module.outputscale_prior.log_prob(value["outputscale"])
-        log_prob += base.bias_variance_prior.log_prob(value["bias_variance"])
-        log_prob += base.lengthscale_prior.log_prob(value["lengthscale"]).sum()
-        # both kernels have 2 as the critical value of what is here the strength
-        log_prob += torch.distributions.Beta(2.0, 2.0).log_prob(strength / 2)
+        log_prob += torch.distributions.Beta(2.0, 2.0).log_prob(strength / critical)
+        latent = {"mean": value["mean"], "noise": value["noise"] - 1e-4, strength_name: strength}
+        for key, (module, name) in places.items():
+            if key != strength_name:
+                log_prob += getattr(module, f"{name}_prior").log_prob(value[key]).sum()
+                latent[key] = value[key] - getattr(module, f"raw_{name}_constraint").lower_bound
         expected.append(log_prob.item())
-        bounds = {
-            "noise": 1e-4,
-            "outputscale": covar_module.raw_outputscale_constraint.lower_bound,
-            "bias_variance": base.raw_bias_variance_constraint.lower_bound,
-            "lengthscale": base.raw_lengthscale_constraint.lower_bound,
-        }
-        latent = {n: v - bounds.get(n, 0.0) for n, v in value.items()} | {name: strength}
-        found.append(trace(model, **latent).log_prob_sum().item())
+        sampled = trace(model, **latent)
+        assert set(latent) == {n for n in sampled.stochastic_nodes if not n.endswith("_prior")}
+        found.append(sampled.log_prob_sum().item())
         processed = model.postprocess_mcmc_samples(latent)
-        torch.testing.assert_close(processed["noise"], value["noise"])
-        torch.testing.assert_close(processed[name], getattr(base, name).squeeze())
+        assert processed.keys() == value.keys()
+        for key, expected_value in value.items():
+            torch.testing.assert_close(processed[key], expected_value)
     assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], abs=1e-6)
 
 
-@pytest.mark.parametrize("kernel", ["deq-nngp", "deker"])
-def test_samples_that_rounding_takes_to_a_bound_move_inside(kernel: str) -> None:
-    model = make(kernel=kernel).pyro_model
+@some_kernels
+def test_samples_that_rounding_takes_to_a_bound_move_inside(
+    kernel: str, activation: str, base: str
+) -> None:
+    options = {"kernel": kernel, "activation": activation, "base": base}
+    model = make(**options).pyro_model
     zero, name = torch.zeros(1, dtype=torch.float64), STRENGTH[kernel]
-    latent = dict.fromkeys(("mean", "noise", "outputscale", "bias_variance"), zero)
+    places = modules(get_covar_module(ard_num_dims=2, **options).double(), kernel)
+    latent = dict.fromkeys(("mean", "noise", *places), zero)
     latent["lengthscale"] = zero.expand(1, 2)
-    base = get_covar_module(kernel, ard_num_dims=2).double().base_kernel
-    constraint = getattr(base, f"raw_{name}_constraint")
-    bounds = [zero, constraint.upper_bound if kernel == "deq-nngp" else constraint.lower_bound**-2]
+    constraint = getattr(places[name][0], f"raw_{name}_constraint")
+    bounds = [zero, constraint.lower_bound**-2 if kernel == "deker" else constraint.upper_bound]
     for bound in bounds:
         samples = model.postprocess_mcmc_samples(latent | {name: bound.reshape(1)})
         _, covar_module, likelihood, _ = model.load_mcmc_samples(samples)
         noise = likelihood.noise_covar
         assert bool(noise.noise > noise.raw_noise_constraint.lower_bound)
         assert bool(getattr(covar_module.base_kernel, f"raw_{name}").isfinite().all())
-        assert bool((samples["lengthscale"] > base.raw_lengthscale_constraint.lower_bound).all())
-        assert bool((samples[name] > constraint.lower_bound).all())
+        for key, (module, attribute) in places.items():
+            lower = getattr(module, f"raw_{attribute}_constraint").lower_bound
+            assert bool((samples[key] > lower).all())
 
 
 def test_a_seed_gives_the_same_samples_and_leaves_the_random_state() -> None:
@@ -206,8 +245,8 @@ def test_a_seed_gives_the_same_samples_and_leaves_the_random_state() -> None:
 
 
 @every_kernel
-def test_saving_keeps_the_posterior(kernel: str, activation: str) -> None:
-    options = {"kernel": kernel, "activation": activation}
+def test_saving_keeps_the_posterior(kernel: str, activation: str, base: str) -> None:
+    options = {"kernel": kernel, "activation": activation, "base": base}
     model = make(input_transform=Normalize(2, bounds=BOUNDS), **options)
     fit(model, 2, 4)
     test = inputs(4, 2)
@@ -244,9 +283,9 @@ def test_conditioning_and_candidates() -> None:
 def test_construct_inputs() -> None:
     x = inputs(6, 2)
     data = SupervisedDataset(x, target(x), feature_names=["a", "b"], outcome_names=["y"])
-    arguments = DEQFullyBayesianSingleTaskGP.construct_inputs(data, kernel="deq-ntk")
+    arguments = DEQFullyBayesianSingleTaskGP.construct_inputs(data, kernel="deq-ntk", base="rbf")
     model = DEQFullyBayesianSingleTaskGP(**arguments, outcome_transform=Standardize(1))
-    assert model.pyro_model.kernel == "deq-ntk"
+    assert (model.pyro_model.kernel, model.pyro_model.base) == ("deq-ntk", "rbf")
 
 
 def test_bad_input() -> None:
@@ -259,6 +298,8 @@ def test_bad_input() -> None:
         DEQFullyBayesianSingleTaskGP(x * math.nan, y[:, :1])
     with pytest.raises(ValueError, match="kernel must be"):
         make(kernel="rbf")
+    with pytest.raises(ValueError, match="base of DEKerKernel must be 'affine', got 'matern'"):
+        make(kernel="deker", base="matern")
     with pytest.warns(InputDataWarning, match="unit cube"):
         DEQFullyBayesianSingleTaskGP(7 * x, y[:, :1], outcome_transform=Standardize(1))
     with pytest.warns(InputDataWarning, match="not standardized"):

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import warnings
+from typing import Any
 
 import botorch
 import pytest
@@ -24,6 +25,7 @@ from botorch.optim.utils import sample_all_priors
 from botorch.sampling import SobolQMCNormalSampler
 from botorch.utils.datasets import SupervisedDataset
 from botorch.utils.multi_objective.box_decompositions import NondominatedPartitioning
+from gpytorch.kernels import Kernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood
 from gpytorch.means import ZeroMean
 from gpytorch.mlls import (
@@ -39,14 +41,25 @@ from gp_deq.bayesopt import DEQSingleTaskGP, get_covar_module
 from gp_deq.bayesopt.covar_modules import Priors, build
 
 KERNELS = [
-    ("deq-nngp", "erf"),
-    ("deq-nngp", "relu"),
-    ("deq-ntk", "erf"),
-    ("deq-ntk", "relu"),
-    ("deker", "relu"),
+    ("deq-nngp", "erf", "affine"),
+    ("deq-nngp", "relu", "affine"),
+    ("deq-ntk", "erf", "affine"),
+    ("deq-ntk", "relu", "affine"),
+    ("deker", "relu", "affine"),
+    ("deq-nngp", "erf", "matern"),
+    ("deq-nngp", "relu", "matern"),
+    ("deq-ntk", "erf", "rbf"),
+    ("deq-ntk", "relu", "matern"),
 ]
-every_kernel = pytest.mark.parametrize("kernel, activation", KERNELS)
+every_kernel = pytest.mark.parametrize("kernel, activation, base", KERNELS)
 BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+
+
+def with_lengthscale(kernel: Kernel) -> Any:
+    """The kernel that has the lengthscales: the network's own, or the one below."""
+    while not kernel.has_lengthscale:
+        kernel = kernel.base_kernel
+    return kernel
 
 
 @pytest.fixture(autouse=True)
@@ -113,16 +126,18 @@ def assert_inside(candidates: Tensor, q: int) -> None:
 
 
 @every_kernel
-def test_a_fit_explains_a_smooth_function(kernel: str, activation: str) -> None:
+def test_a_fit_explains_a_smooth_function(kernel: str, activation: str, base: str) -> None:
     x, test = inputs(20, 2), inputs(100, 2)
-    model = fitted(DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation), 40)
+    model = fitted(
+        DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation, base=base), 40
+    )
     mean, variance = moments(model, test)
     error = (mean - target(test)).square().mean() / target(test).var()
     assert error < 0.2
     assert bool((variance > 0).all())
-    base = model.covar_module.base_kernel
-    assert base.solver_report.converged
-    assert base.lengthscale.dtype == torch.float64
+    network = model.covar_module.base_kernel
+    assert network.solver_report.converged
+    assert with_lengthscale(network).lengthscale.dtype == torch.float64
 
 
 def test_inputs_and_outcomes_of_any_scale_with_transforms() -> None:
@@ -174,14 +189,55 @@ def test_likelihood_and_mean_of_ones_own() -> None:
     assert moments(model, x)[0].shape == (10, 1)
 
 
-def test_single_precision_warns_and_fits() -> None:
+@pytest.mark.parametrize("base", ["matern", "rbf", "affine"])
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+def test_single_precision_warns_and_fits(base: str, activation: str) -> None:
     x = inputs(15, 2).float()
     with pytest.warns(InputDataWarning, match="float32"):
-        model = DEQSingleTaskGP(x, target(x))
+        model = DEQSingleTaskGP(x, target(x), activation=activation, base=base)
     fitted(model)
     mean, variance = moments(model, x)
     assert mean.dtype == torch.float32
     assert bool(mean.isfinite().all()) and bool((variance > 0).all())
+
+
+def trend(x: Tensor) -> Tensor:
+    """Two inputs of twenty matter beside a trend of all of them."""
+    return 2 * x.mean(-1, keepdim=True) + (5 * x[..., :1]).sin() + x[..., 1:2].square()
+
+
+def share_at_bounds(base: str) -> float:
+    """Of the coordinates that LogEI proposes from 40 points."""
+    x = torch.quasirandom.SobolEngine(20, seed=0, scramble=True).draw(40, dtype=torch.float64)
+    model = fitted(DEQSingleTaskGP(x, trend(x), base=base, activation="relu"), 60)
+    bounds = torch.stack((torch.zeros(20), torch.ones(20))).double()
+    candidate, _ = optimize_acqf(
+        LogExpectedImprovement(model, trend(x).max()),
+        bounds,
+        1,
+        num_restarts=4,
+        raw_samples=128,
+        options={"maxiter": 100},
+    )
+    return float(((candidate - 0.5).abs() > 0.5 - 1e-3).double().mean())
+
+
+def test_fewer_coordinates_at_the_bounds_over_a_stationary_kernel() -> None:
+    """Mean and deviation of affine ReLU grow towards the corners; the others' do not."""
+    shares = {base: share_at_bounds(base) for base in ("matern", "rbf", "affine")}
+    assert shares["affine"] > 0.6
+    assert max(shares["matern"], shares["rbf"]) < 0.5 * shares["affine"], shares
+
+
+@pytest.mark.parametrize("activation", ["relu", "erf"])
+@pytest.mark.parametrize("base", ["matern", "rbf"])
+def test_the_input_that_matters_is_found_among_twenty(base: str, activation: str) -> None:
+    x = torch.quasirandom.SobolEngine(20, seed=0, scramble=True).draw(60, dtype=torch.float64)
+    y = (6 * x[:, 7:8]).sin()
+    model = fitted(DEQSingleTaskGP(x, y, base=base, activation=activation), 100)
+    lengthscale = with_lengthscale(model.covar_module).lengthscale.detach().flatten()
+    others = lengthscale[torch.arange(20) != 7]
+    assert 2 * lengthscale[7] < others.min()
 
 
 # ------------------------------------------------------------------------------------------
@@ -190,10 +246,10 @@ def test_single_precision_warns_and_fits() -> None:
 
 
 @every_kernel
-def test_outputs_have_hyperparameters_of_their_own(kernel: str, activation: str) -> None:
+def test_outputs_have_hyperparameters_of_their_own(kernel: str, activation: str, base: str) -> None:
     x, test = inputs(15, 2), inputs(20, 2)
-    model = fitted(DEQSingleTaskGP(x, outcomes(x), kernel=kernel, activation=activation))
-    lengthscale = model.covar_module.base_kernel.lengthscale
+    model = fitted(DEQSingleTaskGP(x, outcomes(x), kernel=kernel, activation=activation, base=base))
+    lengthscale = with_lengthscale(model.covar_module).lengthscale
     assert lengthscale.shape == (3, 1, 2)
     assert not torch.allclose(lengthscale[0], lengthscale[1])
     error = (moments(model, test)[0] - outcomes(test)).square().mean(0) / outcomes(test).var(0)
@@ -205,7 +261,7 @@ def test_outputs_have_hyperparameters_of_their_own(kernel: str, activation: str)
 @pytest.mark.parametrize("evaluated", [False, True])
 @every_kernel
 def test_subset_output_is_the_marginal(
-    kernel: str, activation: str, evaluated: bool, batch: tuple[int, ...], known: bool
+    kernel: str, activation: str, base: str, evaluated: bool, batch: tuple[int, ...], known: bool
 ) -> None:
     x, test = inputs(*batch, 9, 2), inputs(5, 2)
     noise = 0.1 * torch.rand(*batch, 9, 3).double() if known else None
@@ -216,6 +272,7 @@ def test_subset_output_is_the_marginal(
             noise,
             kernel=kernel,
             activation=activation,
+            base=base,
             input_transform=Normalize(2, bounds=BOUNDS),
         )
     )
@@ -225,16 +282,18 @@ def test_subset_output_is_the_marginal(
         part = model.subset_output(indices)
         assert part.num_outputs == len(indices)
         shape = (*batch, len(indices)) if len(indices) > 1 else batch
-        assert part.covar_module.batch_shape == part.covar_module.base_kernel.batch_shape == shape
+        kernels = [k for k in part.covar_module.modules() if isinstance(k, Kernel)]
+        assert [k.batch_shape for k in kernels] == [shape] * len(kernels)
+        assert with_lengthscale(part.covar_module).lengthscale.shape == (*shape, 1, 2)
         for value, full in zip(moments(part, test), moments(model, test), strict=True):
             torch.testing.assert_close(value, full[..., indices], rtol=1e-10, atol=1e-10)
     fitted(model.subset_output([1]), 2)
 
 
 @every_kernel
-def test_batches_of_data_are_models_of_their_own(kernel: str, activation: str) -> None:
+def test_batches_of_data_are_models_of_their_own(kernel: str, activation: str, base: str) -> None:
     x, test = inputs(2, 10, 2), inputs(6, 2)
-    options = {"kernel": kernel, "activation": activation}
+    options = {"kernel": kernel, "activation": activation, "base": base}
     model = DEQSingleTaskGP(x, outcomes(x), **options)
     assert model.batch_shape == (2,)
     mean, variance = moments(model, test)
@@ -251,11 +310,13 @@ def test_batches_of_data_are_models_of_their_own(kernel: str, activation: str) -
 
 @pytest.mark.parametrize("known", [False, True])
 @every_kernel
-def test_conditioning_is_the_model_of_all_data(kernel: str, activation: str, known: bool) -> None:
+def test_conditioning_is_the_model_of_all_data(
+    kernel: str, activation: str, base: str, known: bool
+) -> None:
     x, test = inputs(12, 2), inputs(7, 2)
     y = (outcomes(x) - outcomes(x).mean(0)) / outcomes(x).std(0)
     noise = 0.05 + 0.1 * torch.rand_like(y) if known else None
-    options = {"kernel": kernel, "activation": activation, "outcome_transform": None}
+    options = {"kernel": kernel, "activation": activation, "base": base, "outcome_transform": None}
     part = varied(DEQSingleTaskGP(x[:8], y[:8], None if noise is None else noise[:8], **options))
     moments(part, test)
     given = {} if noise is None else {"noise": noise[8:]}
@@ -282,9 +343,9 @@ def test_conditioning_with_transforms() -> None:
 
 
 @every_kernel
-def test_fantasies(kernel: str, activation: str) -> None:
+def test_fantasies(kernel: str, activation: str, base: str) -> None:
     x, new = inputs(8, 2), inputs(3, 2)
-    model = DEQSingleTaskGP(x, outcomes(x), kernel=kernel, activation=activation)
+    model = DEQSingleTaskGP(x, outcomes(x), kernel=kernel, activation=activation, base=base)
     sampler = SobolQMCNormalSampler(torch.Size([4]), seed=0)
     fantasies = model.fantasize(new, sampler)
     mean, variance = moments(fantasies, new)
@@ -299,7 +360,8 @@ def test_fantasies(kernel: str, activation: str) -> None:
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_construct_inputs(known: bool) -> None:
+@pytest.mark.parametrize("base", [None, "matern", "rbf", "affine"])
+def test_construct_inputs(base: str | None, known: bool) -> None:
     x = inputs(6, 2)
     noise = torch.full((6, 3), 0.1).double() if known else None
     data = SupervisedDataset(
@@ -307,15 +369,15 @@ def test_construct_inputs(known: bool) -> None:
     )
     plain = DEQSingleTaskGP(**DEQSingleTaskGP.construct_inputs(data))
     assert_same_posterior(plain, DEQSingleTaskGP(x, outcomes(x), noise), x)
-    options = {"kernel": "deq-ntk", "activation": "relu"}
+    options = {"kernel": "deq-ntk", "activation": "relu", "base": base}
     model = DEQSingleTaskGP(**DEQSingleTaskGP.construct_inputs(data, **options))
     assert_same_posterior(model, DEQSingleTaskGP(x, outcomes(x), noise, **options), x)
 
 
 @every_kernel
-def test_saving_keeps_the_posterior(kernel: str, activation: str) -> None:
+def test_saving_keeps_the_posterior(kernel: str, activation: str, base: str) -> None:
     x, test = inputs(9, 2), inputs(5, 2)
-    options = {"kernel": kernel, "activation": activation}
+    options = {"kernel": kernel, "activation": activation, "base": base}
 
     def make(x: Tensor) -> DEQSingleTaskGP:
         return DEQSingleTaskGP(x, outcomes(x), input_transform=Normalize(2), **options)
@@ -334,9 +396,9 @@ def test_saving_keeps_the_posterior(kernel: str, activation: str) -> None:
 
 
 @every_kernel
-def test_gradients_of_the_posterior(kernel: str, activation: str) -> None:
+def test_gradients_of_the_posterior(kernel: str, activation: str, base: str) -> None:
     x = inputs(6, 2)
-    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation)
+    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation, base=base)
 
     def posterior(points: Tensor) -> tuple[Tensor, Tensor]:
         moments = model.posterior(points)
@@ -350,9 +412,9 @@ def test_gradients_of_the_posterior(kernel: str, activation: str) -> None:
 
 
 @every_kernel
-def test_candidates(kernel: str, activation: str) -> None:
+def test_candidates(kernel: str, activation: str, base: str) -> None:
     x = inputs(8, 2)
-    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation)
+    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation, base=base)
     best = target(x).max()
     improvement = LogExpectedImprovement(model, best)
     noisy = qLogNoisyExpectedImprovement(model, x, SobolQMCNormalSampler(torch.Size([16]), seed=0))
@@ -367,9 +429,9 @@ def test_candidates(kernel: str, activation: str) -> None:
 
 
 @every_kernel
-def test_candidates_of_knowledge_gradient(kernel: str, activation: str) -> None:
+def test_candidates_of_knowledge_gradient(kernel: str, activation: str, base: str) -> None:
     x = inputs(6, 2)
-    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation)
+    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation, base=base)
     acquisition = qKnowledgeGradient(model, num_fantasies=2)
     candidates, value = optimize_acqf(
         acquisition, BOUNDS, 1, num_restarts=1, raw_samples=4, options={"maxiter": 5}
@@ -379,10 +441,10 @@ def test_candidates_of_knowledge_gradient(kernel: str, activation: str) -> None:
 
 
 @every_kernel
-def test_candidates_of_several_objectives(kernel: str, activation: str) -> None:
+def test_candidates_of_several_objectives(kernel: str, activation: str, base: str) -> None:
     x = inputs(8, 2)
     y = outcomes(x)[:, :2]
-    model = DEQSingleTaskGP(x, y, kernel=kernel, activation=activation)
+    model = DEQSingleTaskGP(x, y, kernel=kernel, activation=activation, base=base)
     reference = y.min(0).values - 0.1
     acquisition = qLogExpectedHypervolumeImprovement(
         model,
@@ -404,7 +466,7 @@ def test_candidates_of_several_objectives(kernel: str, activation: str) -> None:
 
 def test_model_list() -> None:
     x = inputs(10, 2)
-    models = [DEQSingleTaskGP(x, target(x), kernel=k, activation=a) for k, a in KERNELS]
+    models = [DEQSingleTaskGP(x, target(x), kernel=k, activation=a, base=b) for k, a, b in KERNELS]
     model = fitted(ModelListGP(*models), 3)
     mean, variance = moments(model, x)
     assert mean.shape == (10, len(KERNELS))
@@ -416,12 +478,12 @@ def test_model_list() -> None:
 
 
 @every_kernel
-def test_multi_task_gp(kernel: str, activation: str) -> None:
+def test_multi_task_gp(kernel: str, activation: str, base: str) -> None:
     x, test = inputs(24, 2), inputs(40, 2)
     task = (torch.arange(24) % 2).double().unsqueeze(-1)
     y = torch.where(task > 0, -target(x), target(x))
     covar_module = get_covar_module(
-        kernel, ard_num_dims=2, active_dims=[0, 1], activation=activation
+        kernel, ard_num_dims=2, active_dims=[0, 1], activation=activation, base=base
     )
     model = MultiTaskGP(torch.cat((x, task), -1), y, task_feature=-1, covar_module=covar_module)
     mean, _ = moments(fitted(model, 100), test)
@@ -430,14 +492,14 @@ def test_multi_task_gp(kernel: str, activation: str) -> None:
 
 
 @every_kernel
-def test_variational_gp(kernel: str, activation: str) -> None:
+def test_variational_gp(kernel: str, activation: str, base: str) -> None:
     x, test = inputs(40, 2), inputs(40, 2)
     y = (target(x) - target(x).mean()) / target(x).std()
     model = SingleTaskVariationalGP(
         x,
         y,
         inducing_points=12,
-        covar_module=get_covar_module(kernel, ard_num_dims=2, activation=activation),
+        covar_module=get_covar_module(kernel, ard_num_dims=2, activation=activation, base=base),
     ).double()
     fitted(model, 40)
     mean, _ = moments(model, test)
@@ -492,27 +554,31 @@ def test_other_bad_arguments() -> None:
         DEQSingleTaskGP(x, y, kernel=get_covar_module(ard_num_dims=2))
     with pytest.raises(ValueError, match="activation"):
         DEQSingleTaskGP(x, y, activation="rleu")
+    with pytest.raises(ValueError, match=r"base of DEQNNGPKernel must be .*got 'linear'"):
+        DEQSingleTaskGP(x, y, base="linear")
+    with pytest.raises(ValueError, match="base of DEKerKernel must be 'affine', got 'matern'"):
+        DEQSingleTaskGP(x, y, kernel="deker", base="matern")
 
 
 @every_kernel
 @pytest.mark.parametrize("num_outputs", [1, 2])
-def test_priors_can_be_sampled(kernel: str, activation: str, num_outputs: int) -> None:
+def test_priors_can_be_sampled(kernel: str, activation: str, base: str, num_outputs: int) -> None:
     """As BoTorch does when it tries a fit again, and as GPyTorch does for Pyro."""
     x = inputs(5, 100)
     y = outcomes(x)[:, :num_outputs]
-    model = DEQSingleTaskGP(x, y, kernel=kernel, activation=activation)
-    lengthscale = model.covar_module.base_kernel.lengthscale.detach().clone()
+    model = DEQSingleTaskGP(x, y, kernel=kernel, activation=activation, base=base)
+    lengthscale = with_lengthscale(model.covar_module).lengthscale.detach().clone()
     for _ in range(5):
         sample_all_priors(model)
-    assert not torch.equal(model.covar_module.base_kernel.lengthscale, lengthscale)
+    assert not torch.equal(with_lengthscale(model.covar_module).lengthscale, lengthscale)
     assert moments(model, x)[0].shape == (5, num_outputs)
 
 
 @every_kernel
-def test_samples_of_gpytorch_for_pyro(kernel: str, activation: str) -> None:
+def test_samples_of_gpytorch_for_pyro(kernel: str, activation: str, base: str) -> None:
     pytest.importorskip("pyro")
     x = inputs(5, 2)
-    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation)
+    model = DEQSingleTaskGP(x, target(x), kernel=kernel, activation=activation, base=base)
     sampled = model.pyro_sample_from_prior()
     name = "regularization" if kernel == "deker" else "weight_variance"
     before, after = (getattr(m.covar_module.base_kernel, name) for m in (model, sampled))
