@@ -9,6 +9,7 @@ from .deq_nngp_kernel import DEQNNGPKernel
 from .deq_ntk_kernel import DEQNTKKernel
 from .nngp_kernel import NNGPKernel
 from .ntk_kernel import NTKKernel
+from .pathwise_hook import register_when_imported
 from .weighted import EquilibriumKernel, WeightedKernel
 
 __all__ = [
@@ -24,3 +25,5 @@ __all__ = [
     "NeuralKernel",
     "WeightedKernel",
 ]
+
+register_when_imported()
