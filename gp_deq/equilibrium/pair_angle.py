@@ -23,9 +23,9 @@ from torch import Tensor
 
 from .. import settings
 from ..activations import Activation, safe_sqrt, sine_excess_of_angle, squared_distance
+from ..interpolation import chebyshev, degree_of, polynomial, tails
 from .blockwise import Gradients, Needs, PairMap, Tensors, distance_gradients
 from .fixed_point import contraction, solve_angle
-from .interpolation import chebyshev, degree_of, polynomial, tails
 from .monitor import SolverMonitor
 from .read_out import Layer, ReadOut
 from .versines import Versines

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from .. import settings
 from ..activations import squared_distance
-from .blockwise import Gradients, Needs, PairMap, Tensors, distance_gradients
-from .interpolation import (
+from ..interpolation import (
     chebyshev,
     chebyshev_series,
     chebyshev_sums,
@@ -34,6 +33,7 @@ from .interpolation import (
     polynomial,
     power_sums,
 )
+from .blockwise import Gradients, Needs, PairMap, Tensors, distance_gradients
 from .monitor import SolverMonitor, SolverReport
 from .versines import Versines
 

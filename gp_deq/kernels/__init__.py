@@ -9,7 +9,6 @@ from .deq_nngp_kernel import DEQNNGPKernel
 from .deq_ntk_kernel import DEQNTKKernel
 from .nngp_kernel import NNGPKernel
 from .ntk_kernel import NTKKernel
-from .pathwise_hook import register_when_imported
 from .weighted import EquilibriumKernel, WeightedKernel
 
 __all__ = [
@@ -25,5 +24,3 @@ __all__ = [
     "NeuralKernel",
     "WeightedKernel",
 ]
-
-register_when_imported()

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from .base import NeuralKernel
+from .kernels import NeuralKernel
 
 _MODULE = "botorch.sampling.pathwise.features.generators"
 
@@ -32,7 +32,7 @@ def register_when_imported() -> None:
 def _register(generators: ModuleType) -> None:
     def imported_on_first_use(kernel: NeuralKernel, **options: Any) -> Any:
         # this registers the maps of all classes, in place of this function too
-        from ..bayesopt import pathwise  # noqa: F401
+        from .bayesopt import pathwise  # noqa: F401
 
         return generators.gen_kernel_features(kernel, **options)
 
