@@ -40,8 +40,8 @@ def count_for_strip(half: float) -> int:
 
     The largest ellipse around an interval in the strip of half-width :math:`\pi/4` gives a
     Chebyshev series whose terms fall like exp(-k asinh(pi/4/half)), to exp(-40) = 4e-18 at this
-    count; four terms are in reserve. Gaussian expectations are such functions of the logarithm of a deviation,
-    since they are analytic in it for arguments up to :math:`\pi/4`.
+    count; four terms are in reserve. Gaussian expectations are such functions of the logarithm of a
+    deviation, since they are analytic in it for arguments up to :math:`\pi/4`.
 
     Args:
         half: Half the length of the interval, positive.
