@@ -22,26 +22,39 @@ import torch
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-from gpytorch.kernels import Kernel
+from gpytorch.constraints import GreaterThan
+from gpytorch.kernels import Kernel, ScaleKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from gpytorch.priors import LogNormalPrior
 from joblib import delayed
 from torch import Tensor
 
-from gp_deq.bayesopt.covar_modules import KERNELS, Priors, build
+from gp_deq.bayesopt.covar_modules import KERNELS, BasePriors, Priors, build
 from gp_deq.benchmarks.command import script
 from gp_deq.benchmarks.experiment import Configuration, Experiment, Table, option
 from gp_deq.benchmarks.problems import TRAINING, Problem, known_problem, make_problem
 from gp_deq.benchmarks.runs import Key, Row, one_thread, spread
 from gp_deq.benchmarks.surrogates import FAILURES
 
+#: Name of a kernel, its priors and its base.
+Candidate = tuple[str, Priors | BasePriors, str]
+
 
 def _log_normal(mode: float, scale: float) -> tuple[float, float]:
     return math.log(mode) + scale**2, scale
 
 
-def _candidates() -> dict[str, tuple[str, Priors] | None]:
+def _candidates() -> dict[str, Candidate | None]:
     """Each kernel with the priors of the package, and with one thing changed."""
-    result: dict[str, tuple[str, Priors] | None] = {"RBF": None, "Matérn-5/2": None}
+    result: dict[str, Candidate | None] = {
+        "RBF": None,
+        "Matérn-5/2": None,
+        "Matérn-5/2 scaled": None,
+    }
+    for base in ("matern", "rbf"):
+        for activation in ("relu", "erf"):
+            name = f"deq-nngp {activation} over {base}"
+            result[name] = "deq-nngp", BasePriors(activation), base
     changes: dict[str, dict[str, Any]] = {
         "": {},
         ", lengthscale as for RBF": {"lengthscale": (math.sqrt(2), math.sqrt(3))},
@@ -69,12 +82,12 @@ def _candidates() -> dict[str, tuple[str, Priors] | None]:
         default = KERNELS[kernel][1]._replace(activation=activation)
         for change, values in changes.items():
             name = f"{kernel} {activation}{change}"
-            result[name] = kernel, default._replace(**values)
+            result[name] = kernel, default._replace(**values), "affine"
     return result
 
 
 #: The models by name; None for BoTorch's kernels with its own priors.
-CANDIDATES: Mapping[str, tuple[str, Priors] | None] = _candidates()
+CANDIDATES: Mapping[str, Candidate | None] = _candidates()
 
 
 def training_data(problem: Problem, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,9 +123,17 @@ def training_data(problem: Problem, n: int, seed: int) -> tuple[Tensor, Tensor, 
 def make_kernel(name: str, num_dims: int) -> Kernel:
     candidate = CANDIDATES[name]
     if candidate is None:
-        return get_covar_module_with_dim_scaled_prior(num_dims, use_rbf_kernel=name == "RBF")
-    kernel, priors = candidate
-    return build(KERNELS[kernel][0], priors, ard_num_dims=num_dims)
+        plain = get_covar_module_with_dim_scaled_prior(num_dims, use_rbf_kernel=name == "RBF")
+        if not name.endswith("scaled"):
+            return plain
+        # with the prior on the output scale that the kernels of the package have
+        return ScaleKernel(
+            plain,
+            outputscale_prior=LogNormalPrior(0.0, 1.0),
+            outputscale_constraint=GreaterThan(1e-6, initial_value=1.0),
+        )
+    kernel, priors, base = candidate
+    return build(KERNELS[kernel][0], priors, ard_num_dims=num_dims, base=base)
 
 
 class _Counted(ExactMarginalLogLikelihood):

@@ -63,7 +63,9 @@ class Optimum(Row):
         problem: Its name.
         seed: Seed of the initial points.
         steps: Evaluations after the initial points.
+        start: The best value of the initial points.
         best: The best value.
+        share: Share of the coordinates of the other points that are at a bound of the cube.
         seconds: Seconds of a step.
         failures: Number of steps that failed.
     """
@@ -72,7 +74,9 @@ class Optimum(Row):
     problem: str
     seed: int
     steps: int
+    start: float
     best: float
+    share: float
     seconds: float
     failures: int
 
@@ -85,8 +89,10 @@ def _optimize(name: str, problem: str, seed: int, steps: int) -> Optimum:
 
     history = optimize(make_problem(problem, seed), make, BOConfig(num_steps=steps), seed)
     seconds = sum(history.seconds) / steps
-    best = history.y.max().item()
-    return Optimum(name, problem, seed, steps, best, seconds, len(history.failures))
+    chosen = history.x[-steps:]
+    share = float(((chosen < 1e-6) | (chosen > 1 - 1e-6)).double().mean())
+    start, best = history.y[:-steps].max().item(), history.y.max().item()
+    return Optimum(name, problem, seed, steps, start, best, share, seconds, len(history.failures))
 
 
 def _run(
@@ -96,11 +102,15 @@ def _run(
 
 
 def _tables(config: Optimization, rows: Sequence[Optimum]) -> Iterator[Table]:
-    """Means, with the rank of the best value among the models on the same problem and seed."""
+    """Means: the rank of the best value among the models on the same problem and seed, the share
+    of coordinates at a bound, and the share of runs that found more than the initial points.
+    """
     if rows:
         runs = pd.DataFrame(map(vars, rows))
         runs["rank"] = runs.groupby(["problem", "seed"]).best.rank(ascending=False)
-        means = runs.groupby("model")[["rank", "seconds", "failures"]].mean().sort_values("rank")
+        runs["improved"] = (runs.best > runs.start).astype(float)
+        columns = ["rank", "share", "improved", "seconds", "failures"]
+        means = runs.groupby("model")[columns].mean().sort_values("rank")
         yield Table.of("Optimisation", means, ".3f")
 
 

@@ -1,14 +1,16 @@
 """The surrogates of the benchmark of Bayesian optimisation, and how they are fitted.
 
-Beside the kernels of this package and BoTorch's default there are the Matérn kernel with the same
-dimension-scaled prior, a linear kernel, and BoTorch's ``InfiniteWidthBNNKernel`` (I-BNN) twice: as
-it was published, and fitted, centred and with an output scale, but without priors.
+Beside the kernels of this package, over a Matern kernel and over an affine map, and BoTorch's
+default there are the Matérn kernel with the same dimension-scaled prior, with and without the
+output scale that ours have, a linear kernel, and BoTorch's ``InfiniteWidthBNNKernel`` (I-BNN)
+twice: as it was published, and fitted, centred and with an output scale, but without priors.
 """
 
 import math
 from collections.abc import Callable, Mapping
 
 import torch
+from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel, LinearKernel, ScaleKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood, SumMarginalLogLikelihood
 from gpytorch.priors import LogNormalPrior
@@ -38,9 +40,11 @@ FAILURES = (ArithmeticError, RuntimeError, ValueError, BotorchError, ModelFittin
 _IBNN = 10.0, 1.6, 3
 
 
-def _deq(kernel: str, activation: str | None = None) -> Surrogate:
+def _deq(kernel: str, base: str, activation: str | None = None) -> Surrogate:
     def make(x: Tensor, y: Tensor) -> SingleTaskGP:
-        covar_module = get_covar_module(kernel, ard_num_dims=x.shape[-1], activation=activation)
+        covar_module = get_covar_module(
+            kernel, ard_num_dims=x.shape[-1], activation=activation, base=base
+        )
         return SingleTaskGP(x, y, covar_module=covar_module)
 
     return make
@@ -48,6 +52,17 @@ def _deq(kernel: str, activation: str | None = None) -> Surrogate:
 
 def _matern(x: Tensor, y: Tensor) -> SingleTaskGP:
     covar_module = get_covar_module_with_dim_scaled_prior(x.shape[-1], use_rbf_kernel=False)
+    return SingleTaskGP(x, y, covar_module=covar_module)
+
+
+def _scaled_matern(x: Tensor, y: Tensor) -> SingleTaskGP:
+    """With an output scale, whose prior is that of this package's kernels."""
+    kernel = get_covar_module_with_dim_scaled_prior(x.shape[-1], use_rbf_kernel=False)
+    covar_module = ScaleKernel(
+        kernel,
+        outputscale_prior=LogNormalPrior(0.0, 1.0),
+        outputscale_constraint=GreaterThan(1e-6, initial_value=1.0),
+    )
     return SingleTaskGP(x, y, covar_module=covar_module)
 
 
@@ -96,12 +111,14 @@ def _linear(x: Tensor, y: Tensor) -> SingleTaskGP:
 
 #: The surrogates by name; None evaluates Sobol points.
 SURROGATES: Mapping[str, Surrogate | None] = {
-    "DEQ-NNGP": _deq("deq-nngp"),
-    "DEQ-NNGP erf": _deq("deq-nngp", "erf"),
-    "DEQ-NTK": _deq("deq-ntk"),
-    "DEKer": _deq("deker"),
+    "DEQ-NNGP": _deq("deq-nngp", "matern"),
+    "DEQ-NNGP affine": _deq("deq-nngp", "affine"),
+    "DEQ-NNGP erf affine": _deq("deq-nngp", "affine", "erf"),
+    "DEQ-NTK affine": _deq("deq-ntk", "affine"),
+    "DEKer": _deq("deker", "affine"),
     "BoTorch default": SingleTaskGP,
     "Matérn-5/2": _matern,
+    "Matérn-5/2 scaled": _scaled_matern,
     "I-BNN fitted": _fitted_ibnn,
     "I-BNN fixed": _fixed_ibnn,
     "linear": _linear,

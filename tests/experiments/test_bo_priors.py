@@ -14,7 +14,7 @@ from gp_deq.benchmarks.problems import TRAINING  # noqa: E402
 
 
 def test_densities() -> None:
-    assert {kernel for kernel, _ in filter(None, CANDIDATES.values())} == set(KERNELS)
+    assert {kernel for kernel, *_ in filter(None, CANDIDATES.values())} == set(KERNELS)
     config = Comparison(("RBF", "deq-nngp relu"), tuple(TRAINING)[:1], (10,), seeds=2)
     fits = pd.DataFrame(map(vars, EXPERIMENT.collect(config)))
     assert fits.shape[0] == 4 and bool(fits.nlpd.notna().all())
