@@ -145,7 +145,9 @@ def test_options_replace_the_defaults() -> None:
     assert float(kernel.center) == 0
     assert kernel.weight_variance_prior is prior
     assert float(kernel.weight_variance.detach()) < kernel.activation.critical_weight_variance == 2
-    assert isinstance(kernel.lengthscale_prior, type(parse(DEQNNGPKernel, base="affine").lengthscale_prior))
+    assert isinstance(
+        kernel.lengthscale_prior, type(parse(DEQNNGPKernel, base="affine").lengthscale_prior)
+    )
     assert parse(DEQNTKKernel, trained="hidden").trained == "hidden"
     assert parse(DEKerKernel, link="softplus-gaussian", num_steps=2).num_steps == 2
     small = parse(DEKerKernel, link="tanh", step_size=0.5)
