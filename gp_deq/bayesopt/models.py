@@ -111,7 +111,7 @@ class DEQSingleTaskGP(SingleTaskGP):
         # in training mode train_inputs are the untransformed inputs
         whole = deepcopy(self).train()
         # BoTorch shortens the batch shape once for each parameter of a kernel, which for nested
-        # kernels, whose shape is that of all of them, fails half way; of no shape it leaves it alone
+        # kernels, whose shape is that of all of them, fails half way; one of no shape is left alone
         for kernel in _kernels(whole):
             kernel.batch_shape = torch.Size()
         model: Any = super(DEQSingleTaskGP, whole).subset_output(idcs)
