@@ -273,16 +273,18 @@ class DEQPyroModel(PyroModel):
         network = covar_module.base_kernel
         strength = "regularization" if self.kernel == "deker" else "weight_variance"
         # feature_scale of DEKer is left out, see the class
-        found = [
+        inner = network if network.has_lengthscale else network.base_kernel
+        scaled = isinstance(inner, ScaleKernel)
+        below = [_Hyperparameter(inner, "outputscale", prefix="base_")] if scaled else []
+        return [
             _Hyperparameter(covar_module, "outputscale"),
+            _Hyperparameter(
+                inner.base_kernel if scaled else inner, "lengthscale", (self.ard_num_dims,)
+            ),
             _Hyperparameter(network, strength),
             _Hyperparameter(network, "bias_variance"),
+            *below,
         ]
-        inner = network if network.has_lengthscale else network.base_kernel
-        if isinstance(inner, ScaleKernel):
-            found.append(_Hyperparameter(inner, "outputscale", prefix="base_"))
-            inner = inner.base_kernel
-        return [*found, _Hyperparameter(inner, "lengthscale", (self.ard_num_dims,))]
 
     def _noise(self, likelihood: Likelihood) -> list[_Hyperparameter]:
         """The noise as a hyperparameter; an empty list where its variances are given."""

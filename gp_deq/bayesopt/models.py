@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import torch
 from botorch.models import SingleTaskGP
 from botorch.models.transforms.input import InputTransform
 from botorch.models.transforms.outcome import OutcomeTransform
@@ -109,11 +110,13 @@ class DEQSingleTaskGP(SingleTaskGP):
         """
         # in training mode train_inputs are the untransformed inputs
         whole = deepcopy(self).train()
+        # BoTorch shortens the batch shape once for each parameter of a kernel, which for nested
+        # kernels, whose shape is that of all of them, fails half way; one of no shape is left alone
+        for kernel in _kernels(whole):
+            kernel.batch_shape = torch.Size()
         model: Any = super(DEQSingleTaskGP, whole).subset_output(idcs)
-        # BoTorch shortens the batch shape once for each parameter of a kernel
-        for module in model.covar_module.modules():
-            if isinstance(module, Kernel):
-                module.batch_shape = model._aug_batch_shape
+        for kernel in _kernels(model):
+            kernel.batch_shape = model._aug_batch_shape
         model.train(self.training)
         return model
 
@@ -148,3 +151,7 @@ class DEQSingleTaskGP(SingleTaskGP):
         """
         inputs = super().construct_inputs(training_data=training_data)
         return {**inputs, "kernel": kernel, "activation": activation, "base": base}
+
+
+def _kernels(model: SingleTaskGP) -> list[Kernel]:
+    return [module for module in model.covar_module.modules() if isinstance(module, Kernel)]

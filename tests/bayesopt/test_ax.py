@@ -145,7 +145,9 @@ def test_options_replace_the_defaults() -> None:
     assert float(kernel.center) == 0
     assert kernel.weight_variance_prior is prior
     assert float(kernel.weight_variance.detach()) < kernel.activation.critical_weight_variance == 2
-    assert isinstance(kernel.lengthscale_prior, type(parse(DEQNNGPKernel).lengthscale_prior))
+    assert isinstance(
+        kernel.lengthscale_prior, type(parse(DEQNNGPKernel, base="affine").lengthscale_prior)
+    )
     assert parse(DEQNTKKernel, trained="hidden").trained == "hidden"
     assert parse(DEKerKernel, link="softplus-gaussian", num_steps=2).num_steps == 2
     small = parse(DEKerKernel, link="tanh", step_size=0.5)
@@ -175,7 +177,7 @@ def test_bad_values_are_refused() -> None:
         parse(DEKerKernel, activation="erf")
     with pytest.raises(ValueError, match="kernel must be 'deq-nngp'"):
         parse(ScaleDEQKernel, kernel="matern")
-    with pytest.raises(ValueError, match="base of DEQNNGPKernel must be .*got 'linear'"):
+    with pytest.raises(ValueError, match=r"base of DEQNNGPKernel must be .*got 'linear'"):
         parse(DEQNNGPKernel, base="linear")
     with pytest.raises(ValueError, match="base of DEKerKernel must be 'affine', got 'rbf'"):
         parse(ScaleDEQKernel, kernel="deker", base="rbf")
