@@ -25,7 +25,7 @@ from gp_deq.benchmarks.timing import conditions, interleaved_times
 
 #: The surrogate to which the others are compared.
 DEFAULT = "BoTorch default"
-_SURROGATES = ("DEQ-NNGP", "DEQ-NNGP erf", "DEKer", DEFAULT)
+_SURROGATES = ("DEQ-NNGP", "DEQ-NNGP affine", "DEKer", DEFAULT)
 
 
 @dataclass(frozen=True)
