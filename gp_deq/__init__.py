@@ -1,6 +1,7 @@
 """Deep-equilibrium kernels for GPyTorch and BoTorch."""
 
 from . import activations, equilibrium, kernels, settings
+from .botorch_hook import register_when_imported
 from .kernels import DEKerKernel, DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
 
 __version__ = "0.1.0"
@@ -16,3 +17,5 @@ __all__ = [
     "kernels",
     "settings",
 ]
+
+register_when_imported()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..interpolation import chebyshev, chebyshev_polynomials, count_for_strip
 from .activation import Activation
 from .cancellation import LossEstimate, loss_of_smooth
 from .gradients import value_and_slope
@@ -371,9 +372,8 @@ def _column(variance: Tensor) -> Tensor:
 def _log_grid(root: Tensor) -> tuple[Tensor, Tensor] | None:
     r"""Chebyshev nodes in ``log(root)``, and the weights that interpolate from them.
 
-    A Gaussian expectation of ``fn(root * z)`` is analytic in ``root`` for arguments up to
-    :math:`\pi/4`, that is, in a strip of its logarithm; the ellipse in that strip tells the number
-    of nodes that reach rounding. None where that is not less than half of the number of inputs.
+    None where the number of nodes that reach rounding (:func:`~gp_deq.interpolation.
+    count_for_strip`) is not less than half of the number of inputs.
 
     Args:
         root: ``... x n x 1``.
@@ -389,18 +389,12 @@ def _log_grid(root: Tensor) -> tuple[Tensor, Tensor] | None:
     if low == high:
         return root.flatten()[:1, None], torch.ones_like(root)
     middle, half = math.log(low * high) / 2, math.log(high / low) / 2
-    ellipse = math.asinh(math.pi / 4 / half)
-    count = math.ceil(40 / ellipse) + 4
+    count = count_for_strip(half)
     if 2 * count > root.numel():
         return None
-    index = torch.arange(count, dtype=torch.float64, device=root.device)
-    angles = (index + 0.5) * (math.pi / count)
-    # barycentric formula for Chebyshev nodes of the first kind
-    signs = angles.sin() * (1 - 2 * (index % 2))
-    gaps = (root.log() - middle) / half - angles.cos()
-    quotients = signs / gaps.masked_fill(gaps == 0, 1e-300)
-    weights = quotients / quotients.sum(-1, keepdim=True)
-    return (middle + half * angles.cos()).exp().unsqueeze(-1), weights
+    nodes, transform, _ = (value.to(root.device) for value in chebyshev(count))
+    polynomials = chebyshev_polynomials(count, (root.squeeze(-1).log() - middle) / half)
+    return (middle + half * nodes).exp().unsqueeze(-1), polynomials @ transform.mT
 
 
 def panel_halvings(root: Tensor) -> int:

@@ -1,7 +1,7 @@
 r"""Feature maps for BoTorch's pathwise samples of models with the kernels of this package.
 
-Importing :mod:`gp_deq.bayesopt` registers them, so that BoTorch's ``draw_kernel_feature_paths`` and
-``draw_matheron_paths`` accept these kernels, alone or in a :class:`gpytorch.kernels.ScaleKernel`.
+BoTorch's ``draw_kernel_feature_paths`` and ``draw_matheron_paths`` import them on first use, and so
+accept these kernels, alone or in a :class:`gpytorch.kernels.ScaleKernel`.
 
 The kernels are limits of wide random networks, and a network of finite width is a feature map:
 inner products of its last activations tend to the kernel, with an error of :math:`O(1/\sqrt N)` at
@@ -17,6 +17,10 @@ same kernel in the limit, and small errors:
   critical one.
 * The variance of every layer in the limit is known, and each layer is scaled to have it, as are the
   features. The variance of a path is therefore exactly the kernel's.
+
+Over a base kernel the network sits on random features of that kernel, which BoTorch makes for
+radial basis function and Matern kernels, scaled or not; for other bases there are Nystrom features
+of the whole kernel.
 """
 
 from __future__ import annotations
@@ -26,10 +30,10 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from botorch.sampling.pathwise.features.generators import GenKernelFeatures
+from botorch.sampling.pathwise.features.generators import GenKernelFeatures, gen_kernel_features
 from botorch.sampling.pathwise.features.maps import FeatureMap
 from botorch.sampling.pathwise.utils import FeatureSelector
-from gpytorch.kernels import Kernel
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 from linear_operator import to_dense
 from torch import Tensor
 from torch.quasirandom import SobolEngine
@@ -69,8 +73,9 @@ class _KernelFeatureMap(FeatureMap):
 class NetworkFeatureMap(_KernelFeatureMap):
     r"""Activations of the last layer of a random network, for a covariance.
 
-    With the scaled inputs :math:`z`, orthogonal :math:`U` and standard normal :math:`W`, a bias of
-    variance ``bias_variance`` in :math:`b`, and random signs :math:`\epsilon_l`, the layers are
+    With the scaled inputs :math:`z`, or random features of a base kernel in their place, orthogonal
+    :math:`U` and standard normal :math:`W`, a bias of variance ``bias_variance`` in :math:`b`, and
+    random signs :math:`\epsilon_l`, the layers are
 
     .. math::
         u_1 = \sqrt{v_1}\, \operatorname{unit}(b), \qquad b = Uz + \text{bias}, \qquad
@@ -92,6 +97,7 @@ class NetworkFeatureMap(_KernelFeatureMap):
     """
 
     kernel: WeightedKernel
+    base_features: FeatureMap | None
     bias: Tensor
     input_weight: Tensor
     signs: Tensor
@@ -104,6 +110,12 @@ class NetworkFeatureMap(_KernelFeatureMap):
         self.width = width or num_outputs
         self.depth = kernel.depth - 1 if isinstance(kernel, NNGPKernel) else _depths(kernel)[0]
         num_inputs = num_inputs if kernel.active_dims is None else len(kernel.active_dims)
+        self.base_features = None
+        if kernel.base_kernel is not None:
+            # an even number, as they are pairs of a sine and a cosine, and one less than the width
+            num_base = max(2, (self.width - 1) // 2 * 2)
+            self.base_features = gen_kernel_features(kernel.base_kernel, num_inputs, num_base)
+            num_inputs = num_base
         inputs = self._orthonormal(num_inputs + 1) * math.sqrt(self.width)
         self.register_buffer("bias", inputs[..., :1, :])
         self.register_buffer("input_weight", inputs[..., 1:, :])
@@ -122,7 +134,7 @@ class NetworkFeatureMap(_KernelFeatureMap):
     def _pre_activations(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pre-activations of the last layer, and their variances in the limit."""
         kernel = self.kernel
-        z = kernel._scale(x)
+        z = kernel._scale(x) if self.base_features is None else self.base_features(x)
         bias = safe_sqrt(kernel.bias_variance) * self.bias
         first = injected = z @ self.input_weight + bias
         if isinstance(kernel, NNGPKernel) and not kernel.input_injection:
@@ -350,15 +362,26 @@ def gen_nystrom_features(kernel: Kernel, *, num_inputs: int, num_outputs: int) -
 @GenKernelFeatures.register(NNGPKernel)
 def _gen_network_features(
     kernel: WeightedKernel, *, num_inputs: int, num_outputs: int
-) -> NetworkFeatureMap:
+) -> _KernelFeatureMap:
+    if not _has_features(kernel.base_kernel):
+        return gen_nystrom_features(kernel, num_inputs=num_inputs, num_outputs=num_outputs)
     return NetworkFeatureMap(kernel, num_inputs, num_outputs)
 
 
 @GenKernelFeatures.register(DEQNTKKernel)
 def _gen_tangent_features(
     kernel: DEQNTKKernel, *, num_inputs: int, num_outputs: int
-) -> TangentFeatureMap:
+) -> _KernelFeatureMap:
+    if not _has_features(kernel.base_kernel):
+        return gen_nystrom_features(kernel, num_inputs=num_inputs, num_outputs=num_outputs)
     return TangentFeatureMap(kernel, num_inputs, num_outputs)
+
+
+def _has_features(base_kernel: Kernel | None) -> bool:
+    """Whether there is an affine map instead, or BoTorch has random features of the kernel."""
+    while isinstance(base_kernel, ScaleKernel):
+        base_kernel = base_kernel.base_kernel
+    return base_kernel is None or type(base_kernel) in (RBFKernel, MaternKernel)
 
 
 def _depths(kernel: WeightedKernel) -> tuple[int, int, float]:

@@ -37,6 +37,7 @@ from gp_deq.benchmarks.speed_kernels import (
     DEKERS,
     DEQ_NTK,
     MATERN,
+    OVER,
     RBF,
     KernelSpec,
     deq_nngp,
@@ -127,7 +128,7 @@ class SpeedConfig(Configuration):
         tangent = [KernelSpec("DEQ-NTK", activation) for activation in ("erf", "tanh")]
         dekers = [*DEKERS, KernelSpec("DEKer, link tanh")]
         finite = [nngp(3), KernelSpec("NTK", "relu", depth=3), nngp(10)]
-        return [MATERN, RBF, infinite_width_bnn(3), *ours, *tangent, *dekers, *finite]
+        return [MATERN, RBF, infinite_width_bnn(3), *ours, *tangent, *dekers, *finite, *OVER]
 
     @property
     def size_kernels(self) -> list[KernelSpec]:
@@ -152,7 +153,8 @@ class SpeedConfig(Configuration):
     @property
     def batch_kernels(self) -> list[KernelSpec]:
         """Kernels of the t-batch comparison."""
-        return [MATERN, RBF, infinite_width_bnn(3), *(deq_nngp(a) for a in ("relu", "erf", "tanh"))]
+        ours = [deq_nngp(activation) for activation in ("relu", "erf", "tanh")]
+        return [MATERN, RBF, infinite_width_bnn(3), *ours, *OVER]
 
     @property
     def memory_jobs(self) -> dict[str, list[tuple[KernelSpec, int]]]:
@@ -162,6 +164,7 @@ class SpeedConfig(Configuration):
             "memory-n": [(spec, n) for n in self.memory_sizes for spec in self.size_kernels],
             "memory-depth": [(spec, self.depth_n) for spec in self.depth_kernels],
             "memory-w": [(spec, self.n) for spec in (MATERN, *weights)],
+            "memory-base": [(spec, self.n) for spec in (MATERN, RBF, *OVER)],
         }
 
     @property
@@ -191,7 +194,7 @@ class Record(Row):
 
     Args:
         section: ``"main"``, ``"kept-pages"``, ``"batch"``, ``"time-n"``, ``"time-depth"``,
-            ``"memory-n"``, ``"memory-depth"`` or ``"memory-w"``.
+            ``"memory-n"``, ``"memory-depth"``, ``"memory-w"`` or ``"memory-base"``.
         kernel: The label of the kernel.
         n: Number of inputs (training points in ``"batch"``).
         depth: Depth of the kernel, if it has one.
@@ -465,11 +468,15 @@ def check_targets(records: Sequence[Record], n: int) -> list[Target]:
         for label, bound in bounds.items():
             what = f"{label}: time / Matérn-5/2, {where}"
             targets.append(Target(what, bound, there[label].ratio))
+        targets += _over_base(there, f"time, {where}", 1.5)
         quotient = there[relu].value / there[bnn].value
         targets.append(Target(f"{relu}: time / {bnn}, {where}", 0.3, quotient))
     for activation, bound in (("relu", 2.0), ("erf", 3.0)):
         label = deq_nngp(activation).label
         targets.append(Target(f"{label}: t-batch time / Matérn-5/2", bound, batch[label].ratio))
+    targets += _over_base(batch, "t-batch time", 1.5)
+    over = {r.kernel: r for r in records if r.section == "memory-base"}
+    targets += _over_base(over, "peak memory", 1.3)
     memory = {relu: 0.5, DEQ_NTK.label: 2.0} | {spec.label: 2.0 for spec in DEKERS}
     for label, bound in memory.items():
         if ("memory-n", label, n) in found:
@@ -484,6 +491,17 @@ def check_targets(records: Sequence[Record], n: int) -> list[Target]:
                 max(peaks) / min(peaks),
             )
         )
+    return targets
+
+
+def _over_base(records: Mapping[str, Record], what: str, bound: float) -> list[Target]:
+    """The largest ratio of the networks over a base kernel to that kernel alone."""
+    targets = []
+    for base in (MATERN.label, RBF.label):
+        there = [spec.label for spec in OVER if spec.base == base and spec.label in records]
+        if there and base in records:
+            worst = max(records[label].value for label in there) / records[base].value
+            targets.append(Target(f"the worst over {base}: {what} / {base}", bound, worst))
     return targets
 
 
@@ -521,6 +539,7 @@ def _section_table(records: Sequence[Record]) -> Table:
         "memory-n": (f"Peak memory in MiB {ratio} against n", 1.0),
         "memory-depth": (f"Peak memory in MiB {ratio} against depth, n = {n}", 1.0),
         "memory-w": (f"Peak memory in MiB {ratio} against w, n = {n}", 1.0),
+        "memory-base": (f"Peak memory in MiB {ratio} over a base kernel", 1.0),
     }
     if section in grids:
         return _grid(records, *grids[section], by_depth=section.endswith("depth"))

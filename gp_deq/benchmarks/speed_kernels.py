@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 
@@ -14,7 +15,16 @@ except ImportError as error:
         'the benchmarks compare with kernels of BoTorch: pip install "gp_deq[bo]"'
     ) from error
 
-__all__ = ["DEKERS", "DEQ_NTK", "MATERN", "RBF", "KernelSpec", "deq_nngp", "infinite_width_bnn"]
+__all__ = [
+    "DEKERS",
+    "DEQ_NTK",
+    "MATERN",
+    "OVER",
+    "RBF",
+    "KernelSpec",
+    "deq_nngp",
+    "infinite_width_bnn",
+]
 __all__ += ["nngp"]
 
 
@@ -59,12 +69,14 @@ class KernelSpec:
         activation: The activation of this package's kernels.
         depth: The depth of the finite-depth kernels.
         weight_variance: Replaces the initial value.
+        base: The family of the base kernel, ``"Matérn-5/2"`` or ``"RBF"``; None for an affine map.
     """
 
     family: str
     activation: str | None = None
     depth: int | None = None
     weight_variance: float | None = None
+    base: str | None = None
 
     @property
     def label(self) -> str:
@@ -76,6 +88,8 @@ class KernelSpec:
             parts.append(f"depth {self.depth}")
         if self.weight_variance is not None:
             parts.append(f"w={self.weight_variance:g}")
+        if self.base is not None:
+            parts.append(f"over {self.base}")
         return " ".join(parts)
 
     def build(self, num_dims: int) -> ScaleKernel:
@@ -93,8 +107,14 @@ class KernelSpec:
         if self.family not in _FAMILIES:
             raise ValueError(f"unknown family {self.family!r}; there are {', '.join(_FAMILIES)}")
         options = {"activation": self.activation, "depth": self.depth}
-        given = {name: value for name, value in options.items() if value is not None}
-        kernel = ScaleKernel(_FAMILIES[self.family](ard_num_dims=num_dims, **given)).double()
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
+        }
+        if self.base is None:
+            given["ard_num_dims"] = num_dims
+        else:
+            given["base_kernel"] = _FAMILIES[self.base](ard_num_dims=num_dims)
+        kernel = ScaleKernel(_FAMILIES[self.family](**given)).double()
         if self.weight_variance is not None:
             kernel.base_kernel.weight_variance = self.weight_variance
         return kernel
@@ -136,4 +156,14 @@ def nngp(depth: int) -> KernelSpec:
 
 
 DEQ_NTK = KernelSpec("DEQ-NTK", "relu")
+#: Networks over the kernels that they are compared with, at any activation.
+OVER = tuple(
+    KernelSpec(family, activation, base=base.label)
+    for base in (MATERN, RBF)
+    for family, activations in (
+        ("DEQ-NNGP", ("relu", "erf", "gelu", "tanh")),
+        ("DEQ-NTK", ("relu", "erf", "tanh")),
+    )
+    for activation in activations
+)
 DEKERS = (KernelSpec("DEKer"), KernelSpec("DEKer, 3 steps"))

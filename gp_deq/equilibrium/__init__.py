@@ -1,5 +1,6 @@
 """Fixed points of a layer, solved in-graph: solvers, implicit differentiation, diagnostics."""
 
+from ..interpolation import chebyshev
 from .blockwise import Gradients, Needs, PairMap, Recomputed, pair_matrix
 from .blockwise import PairFunction as PairFunction
 from .blockwise import Tensors as Tensors
@@ -8,7 +9,6 @@ from .blockwise import blocks as blocks
 from .blockwise import flatten_batches as flatten_batches
 from .fixed_point import contraction, equilibrium, equilibrium_variance
 from .implicit import implicit_fixed_point, implicit_root
-from .interpolation import chebyshev
 from .monitor import ConvergenceWarning, SolverMonitor, SolverReport
 from .newton import newton
 from .pair_angle import PairAngle, PairStationaryAngle

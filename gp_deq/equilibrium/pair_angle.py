@@ -23,9 +23,9 @@ from torch import Tensor
 
 from .. import settings
 from ..activations import Activation, safe_sqrt, sine_excess_of_angle, squared_distance
+from ..interpolation import chebyshev, degree_of, polynomial, tails
 from .blockwise import Gradients, Needs, PairMap, Tensors, distance_gradients
 from .fixed_point import contraction, solve_angle
-from .interpolation import chebyshev, degree_of, polynomial, tails
 from .monitor import SolverMonitor
 from .read_out import Layer, ReadOut
 from .versines import Versines
@@ -338,8 +338,9 @@ class PairStationaryAngle(PairAngle):
     r""":class:`PairAngle` over a base kernel that is a function of a distance.
 
     With the variance s of the base kernel, :math:`V = s + \beta` and the versine e of a pair, the
-    injected angle has :math:`t_0^2 = s e / 2V`, and by Euler's theorem the derivatives with respect
-    to the two injected variances add up to :math:`(K - \kappa b_{12})/V`, :math:`b_{12} = V - s e`.
+    injected angle has :math:`t_0^2 = s e / 2V`. Both variances at equilibrium are :math:`r^2 = V /
+    (1 - A)`, so that by Euler's theorem K has the derivative :math:`2(K - \kappa b_{12})` with
+    respect to :math:`\log r`, :math:`b_{12} = V - s e`.
 
     Args:
         versines: One minus the correlations of the base kernel.
@@ -394,13 +395,16 @@ class PairStationaryAngle(PairAngle):
         product = upstream * value
         sums, weights = product.sum((-2, -1), True), weighted.sum((-2, -1), True)
         falls = weighted.mul_(self.versines.versine(sqdist)).sum((-2, -1), True)
-        total = variance + bias
-        euler = (sums - total * weights + variance * falls) / total
+        total, series = variance + bias, AngleSeries(*constants)
+        # the roots of the variances at equilibrium, V over the gap 1 - A, occur twice
+        by_roots = sums - total * weights + variance * falls
+        euler, gap = by_roots / total, by_roots * (self.activation.linear_part / series.gap)
         if by_weight:
             torch.mul(upstream, by_weight[0], out=product)
         else:
             product.mul_(kappa)
-        by_values = weights - falls + euler, product.sum((-2, -1), True), weights + euler
+        by_weight_variance = product.sum((-2, -1), True) + gap
+        by_values = weights - falls + euler, by_weight_variance, weights + euler
         return Gradients((to_one,), (to_two,), (*by_values, *rest))
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..activations import Activation, squared_distance
+from ..interpolation import chebyshev
 from .blockwise import Gradients, Needs, PairMap, Tensors
 from .fixed_point import attach_variance, contraction, rounding, solve_variance
-from .interpolation import chebyshev
 from .monitor import SolverMonitor
 from .newton import newton
 from .read_out import Layer, ReadOut

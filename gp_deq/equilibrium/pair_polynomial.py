@@ -25,16 +25,15 @@ from torch import Tensor
 
 from .. import settings
 from ..activations import squared_distance
-from .blockwise import Gradients, Needs, PairMap, Tensors, distance_gradients
-from .interpolation import (
+from ..interpolation import (
     chebyshev,
     chebyshev_series,
     chebyshev_sums,
     degree_of,
     polynomial,
     power_sums,
-    tails,
 )
+from .blockwise import Gradients, Needs, PairMap, Tensors, distance_gradients
 from .monitor import SolverMonitor, SolverReport
 from .versines import Versines
 
@@ -173,27 +172,33 @@ def fit_series(
         for root, knee in _candidates(kernel, gap):
             variable = Variable.choose(root, torch.full_like(base, knee), base, widest)
             series, report = _solve(kernel, variable, base, values, count)
-            found = _truncated(series, accuracies)
-            if found is not None:
-                return _fit(variable, found, report, dtype)
+            degrees = _degrees(series, accuracies)
+            if degrees is not None:
+                return _fit(variable, series, degrees, report, dtype)
     return None
 
 
 def _fit(
-    variable: Variable, series: Sequence[Tensor], report: SolverReport, dtype: torch.dtype
+    variable: Variable,
+    series: Tensor,
+    degrees: Sequence[int],
+    report: SolverReport,
+    dtype: torch.dtype,
 ) -> SeriesFit:
     """The fit, with coefficients of powers where these do not cancel."""
-    _, _, monomials = chebyshev(_NODES[-1])
-    pieces = [x @ monomials[: x.shape[-1], : x.shape[-1]] for x in series]
-    powers = all(
-        bool((after.abs().sum(-1) <= _LARGEST_CANCELLATION * _scale(before)[..., 0]).all())
-        for before, after in zip(series, pieces, strict=True)
+    count = series.shape[-1]
+    last = torch.tensor(degrees)[:, None, None, None]
+    series = series.masked_fill(torch.arange(count) > last, 0.0)
+    powers = series @ chebyshev(count)[2]
+    cancel = powers.abs().sum(-1, keepdim=True) > _LARGEST_CANCELLATION * _scale(series)
+    use_powers = not bool(cancel.any())
+    value, slope, *partials = (
+        x[..., : degree + 1]
+        for x, degree in zip((powers if use_powers else series).to(dtype), degrees, strict=True)
     )
-    pieces = pieces if powers else list(series)
-    value, slope, *partials = (x.to(dtype) for x in pieces)
     root, *constants = variable
     variable = Variable(root, *(x.to(dtype) for x in constants))
-    return SeriesFit(variable, powers, value, slope, tuple(partials), report)
+    return SeriesFit(variable, use_powers, value, slope, tuple(partials), report)
 
 
 def _candidates(kernel: PairKernel, gap: float) -> list[tuple[bool, float]]:
@@ -205,8 +210,12 @@ def _candidates(kernel: PairKernel, gap: float) -> list[tuple[bool, float]]:
 
 def _solve(
     kernel: PairKernel, variable: Variable, base: Tensor, values: Sequence[Tensor], count: int
-) -> tuple[list[Tensor], SolverReport]:
-    """Chebyshev coefficients of F, of its derivative by the versine, and of the other partials."""
+) -> tuple[Tensor, SolverReport]:
+    """Chebyshev coefficients of F, of its derivative by the versine, and of the other partials.
+
+    Returns:
+        ``(2 + number of values) x b x 1 x count``.
+    """
     nodes, transform, _ = chebyshev(count)
     monitor = SolverMonitor()
     versine = variable.versine(nodes)
@@ -226,7 +235,7 @@ def _solve(
     if kernel.cusp:
         by_versine = by_versine * versine.sqrt()
     rows = found.detach().reshape(shape[0], 1, count), by_versine, *partials
-    return [x @ transform for x in rows], monitor.report()
+    return torch.stack(rows) @ transform, monitor.report()
 
 
 def _scale(series: Tensor) -> Tensor:
@@ -234,15 +243,15 @@ def _scale(series: Tensor) -> Tensor:
     return scale.masked_fill(scale == 0, 1.0)
 
 
-def _truncated(series: Sequence[Tensor], accuracies: tuple[float, float]) -> list[Tensor] | None:
-    """The series without negligible coefficients; None if one of them has not converged."""
-    found = []
-    for index, x in enumerate(series):
-        degree = degree_of(tails(x, _scale(x)), accuracies[min(index, 1)])
-        if degree is None or 4 * degree > 3 * x.shape[-1]:
-            return None
-        found.append(x[..., : degree + 1])
-    return found
+def _degrees(series: Tensor, accuracies: tuple[float, float]) -> list[int] | None:
+    """Degrees beyond which coefficients are negligible; None if a series has not converged."""
+    sizes = (series.abs() / _scale(series)).amax((1, 2))
+    rows = sizes.flip(-1).cummax(-1).values.flip(-1).tolist()
+    found = [degree_of(row, accuracies[min(index, 1)]) for index, row in enumerate(rows)]
+    degrees = [degree for degree in found if degree is not None]
+    if len(degrees) < len(found) or 4 * max(degrees) > 3 * series.shape[-1]:
+        return None
+    return degrees
 
 
 class PairPolynomial(PairMap):

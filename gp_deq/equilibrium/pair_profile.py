@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ..activations import exact_angle
+from ..interpolation import chebyshev, chebyshev_series, chebyshev_sums, degree_of, tails
 from .blockwise import Gradients, Needs, PairMap, Tensors
-from .interpolation import chebyshev, chebyshev_series, chebyshev_sums, degree_of, tails
 from .pair_angle import direction_distance, directions
 
 #: Maps angles ``b x 1 x m`` and hyperparameters ``b x 1 x 1`` to values of F, ``b x 1 x m``, with a

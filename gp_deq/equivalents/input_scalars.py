@@ -24,14 +24,13 @@ omitted terms are not negative there.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..activations import Activation
-from ..equilibrium import chebyshev
+from ..interpolation import chebyshev, chebyshev_polynomials, count_for_strip
 from .coefficients import equilibrium_scale, gaussian_moments
 
 __all__ = ["InputScalars", "input_scalars"]
@@ -79,21 +78,13 @@ def input_scalars(
     ends = logs.detach().aminmax() if logs.numel() else (logs.new_zeros(()),) * 2
     # inputs of equal norms have an interval of length zero, on which no series is defined
     middle, half = (ends[0] + ends[1]) / 2, ((ends[1] - ends[0]) / 2).clamp_min(0.01)
-    # The scalars are taken to be analytic where the imaginary part of the logarithm is below pi/4.
-    # The largest ellipse around the interval in that strip gives a Chebyshev series whose terms
-    # fall like exp(-k asinh(pi/4/half)), to exp(-40) = 4e-18 at this count; 4 terms are in reserve.
-    count = math.ceil(40 / math.asinh(math.pi / 4 / half.item())) + 4
+    count = count_for_strip(half.item())
     nodes, transform, _ = (value.to(logs.device) for value in chebyshev(count))
     at_nodes = _scalars(
         activation, weight, level * (middle + half * nodes).exp().to(level), constant, tangent
     )
     series = transform.mT @ torch.stack(at_nodes, -1).double()
-    position = (logs - middle) / half
-    previous, current = torch.ones_like(position), position
-    total = torch.outer(previous, series[0]) + torch.outer(current, series[1])
-    for row in series[2:]:
-        previous, current = current, 2 * position * current - previous
-        total = total + torch.outer(current, row)
+    total = chebyshev_polynomials(count, (logs - middle) / half) @ series
     return InputScalars(*total.to(injected.dtype).unbind(-1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from typing import Any
 
 import gpytorch
 import pytest
@@ -17,6 +18,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from gpytorch.kernels import (
     InducingPointKernel,
     Kernel,
+    MaternKernel,
     MultitaskKernel,
     RBFKernel,
     ScaleKernel,
@@ -33,8 +35,31 @@ from gp_deq import DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel
 CLASSES = [DEQNNGPKernel, DEQNTKKernel, NNGPKernel, NTKKernel]
 every_class = pytest.mark.parametrize("cls", CLASSES)
 relu_and_erf = pytest.mark.parametrize("activation", ["relu", "erf"])
-BOTH = [(DEQNNGPKernel, "relu"), (DEQNNGPKernel, "erf"), (DEQNTKKernel, "relu")]
+
+
+def over_matern(
+    activation: str,
+    ard_num_dims: int | None = None,
+    batch_shape: torch.Size | None = None,
+    active_dims: list[int] | None = None,
+    **kwargs: Any,
+) -> DEQNNGPKernel:
+    """DEQ-NNGP over a Matern kernel, with the arguments that the other kernels have."""
+    base = MaternKernel(2.5, ard_num_dims=ard_num_dims, batch_shape=batch_shape)
+    return DEQNNGPKernel(
+        activation, base_kernel=base, batch_shape=batch_shape, active_dims=active_dims, **kwargs
+    )
+
+
+BOTH = [
+    (DEQNNGPKernel, "relu"),
+    (DEQNNGPKernel, "erf"),
+    (DEQNTKKernel, "relu"),
+    (over_matern, "relu"),
+    (over_matern, "erf"),
+]
 main_kernels = pytest.mark.parametrize("cls, activation", BOTH)
+affine_kernels = pytest.mark.parametrize("cls, activation", BOTH[:3])
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +183,7 @@ def test_fit_in_single_precision(cls: type[Kernel], activation: str) -> None:
         assert bool(posterior.variance.isfinite().all()) and bool((posterior.variance > 0).all())
 
 
-@main_kernels
+@affine_kernels
 def test_fit_with_priors(cls: type[Kernel], activation: str) -> None:
     """BoTorch samples them when it tries again."""
     x, y = data(20)
@@ -328,7 +353,7 @@ def test_multi_task_gp(cls: type[Kernel], activation: str) -> None:
     assert error.sqrt() < 0.6
 
 
-@main_kernels
+@affine_kernels
 def test_two_outputs_by_batch_shape(cls: type[Kernel], activation: str) -> None:
     x, y = data(20)
     outcomes = torch.stack((y, 1 - 2 * y), -1)

@@ -35,6 +35,36 @@ def chebyshev(count: int) -> tuple[Tensor, Tensor, Tensor]:
     return table[:, 1].clone(), transform, monomials
 
 
+def count_for_strip(half: float) -> int:
+    r"""Number of nodes that reach rounding for a function that is analytic in a strip.
+
+    The largest ellipse around an interval in the strip of half-width :math:`\pi/4` gives a
+    Chebyshev series whose terms fall like exp(-k asinh(pi/4/half)), to exp(-40) = 4e-18 at this
+    count; four terms are in reserve. Gaussian expectations are such functions of the logarithm of a
+    deviation, since they are analytic in it for arguments up to :math:`\pi/4`.
+
+    Args:
+        half: Half the length of the interval, positive.
+    """
+    return math.ceil(40 / math.asinh(math.pi / 4 / half)) + 4
+
+
+def chebyshev_polynomials(count: int, position: Tensor) -> Tensor:
+    """The first Chebyshev polynomials, with derivatives of any order.
+
+    Args:
+        count: Number of polynomials, two at least.
+        position: Between -1 and 1, of any shape.
+
+    Returns:
+        ``... x count``.
+    """
+    values = [torch.ones_like(position), position]
+    for _ in range(count - 2):
+        values.append(2 * position * values[-1] - values[-2])
+    return torch.stack(values, -1)
+
+
 def tails(series: Tensor, scale: Tensor) -> list[float]:
     """Largest coefficient of each degree or a higher one, over all batches.
 

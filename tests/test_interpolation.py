@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.polynomial import chebyshev as reference
 
-from gp_deq.equilibrium.interpolation import (
+from gp_deq.interpolation import (
     chebyshev,
     chebyshev_series,
     chebyshev_sums,
