@@ -306,10 +306,10 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         train_Yvar: Variances of the noise, ``n x 1``. Default: one variance, which is inferred.
         kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
         activation: Activation, for "deker" the link; that of :func:`get_covar_module` by default.
-        base: What the network sits on, "matern", "rbf" or "affine", see :func:`get_covar_module`.
         outcome_transform: Transform of the outcomes. Default: none, as in BoTorch's fully Bayesian
             models.
         input_transform: Transform of the inputs. Default: none.
+        base: What the network sits on, "matern", "rbf" or "affine", see :func:`get_covar_module`.
 
     Raises:
         ValueError: The kernel or the base is unknown, the activation or the base cannot be used
@@ -339,9 +339,9 @@ class DEQFullyBayesianSingleTaskGP(FullyBayesianSingleTaskGP):
         train_Yvar: Tensor | None = None,
         kernel: str = "deq-nngp",
         activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
-        base: str | None = None,
         outcome_transform: OutcomeTransform | None = None,
         input_transform: InputTransform | None = None,
+        base: str | None = None,
     ) -> None:
         # BoTorch's __init__ is not called, since it requires JAX
         if not (train_X.ndim == train_Y.ndim == 2 and train_Y.shape == (len(train_X), 1)):

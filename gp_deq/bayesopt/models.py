@@ -36,14 +36,14 @@ class DEQSingleTaskGP(SingleTaskGP):
             each output, which is inferred.
         kernel: Name of the kernel, "deq-nngp" (default), "deq-ntk" or "deker".
         activation: Activation, for "deker" the link; "relu" by default.
-        base: What the network sits on, "matern" (default), "rbf" or "affine"; for "deker" only the
-            last. See :func:`get_covar_module`.
         likelihood: Likelihood. Default: Gaussian with BoTorch's prior on its noise, or with fixed
             noise.
         mean_module: Mean. Default: a constant.
         outcome_transform: Transform of the outcomes, None for none. Default:
             :class:`~botorch.models.transforms.outcome.Standardize`.
         input_transform: Transform of the inputs. Default: none.
+        base: What the network sits on, "matern" (default), "rbf" or "affine"; for "deker" only the
+            last. See :func:`get_covar_module`.
 
     Raises:
         ValueError: The kernel is unknown, or the activation cannot be used with it.
@@ -69,11 +69,11 @@ class DEQSingleTaskGP(SingleTaskGP):
         train_Yvar: Tensor | None = None,
         kernel: str = "deq-nngp",
         activation: str | Activation | Callable[[Tensor], Tensor] | None = None,
-        base: str | None = None,
         likelihood: Likelihood | None = None,
         mean_module: Mean | None = None,
         outcome_transform: OutcomeTransform | _DefaultType | None = DEFAULT,
         input_transform: InputTransform | None = None,
+        base: str | None = None,
     ) -> None:
         # the kernel is set afterwards: with a covar_module BoTorch does not check how the data are
         # scaled
