@@ -275,8 +275,8 @@ def _check_variance(kernel: Kernel, variance: Tensor) -> None:
     low, high = (float(x) for x in variance.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)) or low < 0 or high == 0:
         raise ValueError(
-            f"base_kernel must be a covariance, with variances that are positive, but those of "
-            f"{type(kernel).__name__} are {low:g} to {high:g} at these inputs."
+            "A base kernel, or one of features, must have variances that are positive, but "
+            f"those of {type(kernel).__name__} are {low:g} to {high:g} at these inputs."
         )
 
 

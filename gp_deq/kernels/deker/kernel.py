@@ -15,6 +15,7 @@ from torch import Tensor
 from ...activations import ExponentialFamilyLink, PairCovariance, bounded, get_link
 from ...equilibrium import PairFunction, PairMap, SolverMonitor
 from ..base import Hyperparameter, NeuralKernel
+from ..base_kernel import base_pairs
 from ..constraints import Region
 from .angle_fixed_point import AngleFixedPoint, KernelAngleFixedPoint
 from .covariance_fixed_point import CovarianceFixedPoint
@@ -252,15 +253,9 @@ class DEKerKernel(NeuralKernel):
         z1, z2, values = super()._arguments(x1, x2, diag)
         if isinstance(self.features, str):
             return z1, z2, values
-        # with all batch dimensions, without which GPyTorch may take a diagonal for a matrix
-        batch = torch.broadcast_shapes(self.features.batch_shape, x1.shape[:-2], x2.shape[:-2])
-        x1, x2 = (x.expand(*batch, *x.shape[-2:]) for x in (x1, x2))
-        variances = [self.features(x, diag=True) for x in (x1, x2)]
-        if diag:
-            cov = self.features(x1, x2, diag=True)
-            return z1, z2, [*values, *(term[..., None, None] for term in (cov, *variances))]
-        cov = self.features(x1, x2).to_dense()
-        return z1, z2, [*values, cov, variances[0].unsqueeze(-1), variances[1].unsqueeze(-2)]
+        pairs = base_pairs(self.features, x1, None if x2 is x1 else x2, diag)
+        var1, var2 = pairs.var1, pairs.var2.mT
+        return z1, z2, [*values, (var1 + var2 - pairs.sqdist) / 2, var1, var2]
 
     def _pair(
         self, injected: PairCovariance, monitor: SolverMonitor, *values: Any, **inputs: Any
