@@ -179,7 +179,7 @@ def test_posterior_paths_agree_with_the_posterior(kernel, noise):
 def test_two_outputs_and_active_dims(kernel):
     x, y = data(m=2, d=3)
     covar_module = get_covar_module(
-        kernel, ard_num_dims=2, batch_shape=torch.Size([2]), active_dims=[2, 0]
+        kernel, ard_num_dims=2, batch_shape=torch.Size([2]), active_dims=[2, 0], base="affine"
     )
     covar_module.base_kernel.lengthscale = torch.tensor([[[0.5, 0.9]], [[0.7, 0.4]]])
     model = make_model(x, y, covar_module)

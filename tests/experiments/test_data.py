@@ -13,9 +13,30 @@ pytest.importorskip("typer")
 from gp_deq.benchmarks.runs import RunFile
 
 DATA = Path(__file__).parents[2] / "docs" / "data"
+#: The surrogates of the page "When should I use a DEQ surrogate?", and the models of its table.
+AFFINE = (
+    "DEQ-NNGP affine",
+    "DEQ-NNGP erf affine",
+    "DEQ-NTK affine",
+    "DEKer",
+    "BoTorch default",
+    "Matérn-5/2",
+    "I-BNN fitted",
+    "I-BNN fixed",
+    "linear",
+    "random",
+)
+BASES = (
+    "RBF",
+    "Matérn-5/2 scaled",
+    "deq-nngp relu over matern",
+    "deq-nngp erf over matern",
+    "deq-nngp relu",
+)
 #: By file, the module of the experiment and the options of the documentation.
 FILES = {
-    "bo.csv": ("gp_deq.benchmarks.bo", {"num_steps": 20, "seeds": 5}),
+    "bo.csv": ("gp_deq.benchmarks.bo", {"num_steps": 20, "seeds": 5, "surrogates": AFFINE}),
+    "bo_bases.csv": ("bo_priors_optimize", {"seeds": 2, "models": BASES}),
     "declarative.csv": ("gp_deq.benchmarks.declarative", {}),
     "equivalents_classification.csv": ("equivalents_classification", {}),
     "equivalents_mixture.csv": ("equivalents_mixture", {}),
