@@ -387,14 +387,15 @@ class PairStationaryAngle(PairAngle):
         variance, _, bias, *constants = shared
         sqdist, kappa, *by_weight = saved
         weighted = upstream * kappa
-        by_sqdist = self.versines.slope(sqdist).mul_(weighted).mul_(-2 * variance)
-        to_one, to_two = distance_gradients(by_sqdist, one[0], two[0], needs)
+        versine = self.versines.versine(sqdist)
+        by_half = self.versines.slope(sqdist, versine).mul_(weighted).mul_(-variance)
+        to_one, to_two = distance_gradients(by_half, one[0], two[0], needs)
         rest = [None] * len(constants)
         if needs.only_one:
             return Gradients((to_one,), (to_two,), [None, None, None, *rest])
         product = upstream * value
         sums, weights = product.sum((-2, -1), True), weighted.sum((-2, -1), True)
-        falls = weighted.mul_(self.versines.versine(sqdist)).sum((-2, -1), True)
+        falls = weighted.mul_(versine).sum((-2, -1), True)
         total, series = variance + bias, AngleSeries(*constants)
         # the roots of the variances at equilibrium, V over the gap 1 - A, occur twice
         by_roots = sums - total * weights + variance * falls

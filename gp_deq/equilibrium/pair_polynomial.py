@@ -370,7 +370,7 @@ class PairStationary(PairPolynomial):
         versine = self.versines.versine(sqdist)
         variable = series.variable.of(versine)
         weights = self._by_versine(series, versine, variable)
-        weights.mul_(self.versines.slope(sqdist)).mul_(upstream).mul_(2)
+        weights.mul_(self.versines.slope(sqdist, versine)).mul_(upstream)
         to_one, to_two = distance_gradients(weights, one[0], two[0], needs)
         rest: list[Any] = [None] * len(shared)
         if any(needs.shared):

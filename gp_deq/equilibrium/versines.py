@@ -13,5 +13,10 @@ class Versines(Protocol):
     def versine(self, sqdist: Tensor) -> Tensor:
         """The versine."""
 
-    def slope(self, sqdist: Tensor) -> Tensor:
-        """Its derivative by the squared distance; zero where that is infinite."""
+    def slope(self, sqdist: Tensor, versine: Tensor) -> Tensor:
+        """Its derivative by half the squared distance; zero where that is infinite.
+
+        Args:
+            sqdist: Squared distances.
+            versine: Their versines.
+        """

@@ -64,9 +64,9 @@ class RBFVersines:
         """See :class:`~gp_deq.equilibrium.Versines`."""
         return (-0.5 * sqdist).expm1_().neg_()
 
-    def slope(self, sqdist: Tensor) -> Tensor:
+    def slope(self, sqdist: Tensor, versine: Tensor) -> Tensor:
         """See :class:`~gp_deq.equilibrium.Versines`."""
-        return 0.5 * torch.exp(-0.5 * sqdist)
+        return 1 - versine
 
 
 class MaternVersines:
@@ -74,8 +74,8 @@ class MaternVersines:
 
     With :math:`a = \sqrt{2\nu}\, r` the correlation is :math:`e^{-a}` times 1, :math:`1 + a` or
     :math:`1 + a + a^2/3` for :math:`\nu` of 1/2, 3/2 and 5/2 (Rasmussen and Williams, 2006,
-    equation 4.17). Its derivative by :math:`r^2` is :math:`-e^{-a}` times :math:`1/2a`, 3/2 or
-    :math:`\frac56 (1 + a)`.
+    equation 4.17). Its derivative by :math:`r^2/2` is :math:`-e^{-a}` times :math:`1/a`, 3 or
+    :math:`\frac53 (1 + a)`.
 
     Args:
         nu: 0.5, 1.5 or 2.5.
@@ -94,12 +94,12 @@ class MaternVersines:
         rest = a if self.nu == 1.5 else (a / 3).add_(1).mul_(a)
         return (1 + decay).mul_(rest).add_(decay).neg_()
 
-    def slope(self, sqdist: Tensor) -> Tensor:
+    def slope(self, sqdist: Tensor, versine: Tensor) -> Tensor:
         """See :class:`~gp_deq.equilibrium.Versines`."""
         a = safe_sqrt(2 * self.nu * sqdist)
         if self.nu == 0.5:
-            return torch.where(a > 0, 0.5 * torch.exp(-a) / a.masked_fill(a == 0, 1.0), 0.0)
-        return torch.exp(-a) * (1.5 if self.nu == 1.5 else 5 / 6 * (1 + a))
+            return torch.where(a > 0, torch.exp(-a) / a.masked_fill(a == 0, 1.0), 0.0)
+        return torch.exp(-a) * (3.0 if self.nu == 1.5 else 5 / 3 * (1 + a))
 
 
 def stationary_form(kernel: Kernel) -> Versines | None:
@@ -292,4 +292,6 @@ class _Versine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         (sqdist,) = ctx.saved_tensors
-        return None, grad * ctx.versines.slope(sqdist)
+        # the versine with a graph, for further derivatives
+        versine = versine_of(ctx.versines, sqdist)
+        return None, grad * 0.5 * ctx.versines.slope(sqdist, versine)

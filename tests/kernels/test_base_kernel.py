@@ -347,19 +347,60 @@ def test_stationary_over_a_stationary_base(cls: type[WeightedKernel]) -> None:
     assert (variances - variances[0]).abs().max() <= 1e-14
 
 
-def test_squared_distances_keep_their_digits() -> None:
-    """At distances down to 1e-9, where a difference of variances has lost all digits."""
-    for base, factor in ((RBFKernel(), 0.5), (MaternKernel(1.5), 1.5), (MaternKernel(2.5), 5 / 6)):
-        base.lengthscale = 1.0
-        scaled = (ScaleKernel(base) + base) * base
-        for distance in (1e-9, 1e-6, 1e-4):
-            x = torch.tensor([[0.0], [distance]], dtype=torch.float64)
-            pairs = over_base.base_pairs(scaled.double(), x, None)
-            scale = 1 + scaled.kernels[0].kernels[0].outputscale.item()
-            # m = 2 e to the leading order, of a product (a + b) m_c + c m_(a + b)
-            expected = 2 * factor * distance**2 * scale * 2
-            assert pairs.sqdist[0, 1].item() == pytest.approx(expected, rel=3e-4)
-            assert pairs.sqdist[0, 0] == 0
+def correlation(base: Kernel, distance: float) -> Any:
+    """That of a kernel of one input at lengthscale one, with many digits."""
+    r = mp.mpf(distance)
+    if isinstance(base, RBFKernel):
+        return mp.exp(-(r**2) / 2)
+    a = mp.sqrt(2 * mp.mpf(base.nu)) * r
+    return mp.exp(-a) * {0.5: 1, 1.5: 1 + a, 2.5: 1 + a + a**2 / 3}[base.nu]
+
+
+@pytest.mark.parametrize("distance", [1e-9, 1e-6, 1e-3, 0.1, 1.0])
+def test_squared_distances_keep_their_digits(distance: float) -> None:
+    """To a few roundings for RBF and Matern-1/2; for the others, 1 - rho to a rounding of a.
+
+    There a is the scaled distance, while 1 - rho is at least a^2/12 below a = 1.
+    """
+    epsilon = torch.finfo(torch.float64).eps
+    x = torch.tensor([[0.0], [distance]], dtype=torch.float64)
+    for base in (RBFKernel(), MaternKernel(0.5), MaternKernel(1.5), MaternKernel(2.5)):
+        base.double().lengthscale = 1.0
+        length = base.lengthscale.item()
+        rho = correlation(base, distance / length)
+        exact = isinstance(base, RBFKernel) or base.nu == 0.5
+        relative = 16 * epsilon * (1 if exact else max(1.0, 12 / distance))
+        pairs = over_base.base_pairs(base, x, None)
+        assert abs(pairs.sqdist[0, 1].item() / float(2 * (1 - rho)) - 1) <= relative
+        assert pairs.sqdist[0, 0] == 0
+        # (2 k + k) k, whose correlation is a square
+        combined = over_base.base_pairs((ScaleKernel(base) + base) * base, x, None)
+        scale = mp.mpf(combined.var1[0, 0].item())
+        assert abs(combined.sqdist[0, 1].item() / float(2 * scale * (1 - rho**2)) - 1) <= relative
+    linear = LinearKernel().double()
+    exact = mp.mpf(linear.variance.item()) * mp.mpf(distance) ** 2
+    shifted = over_base.base_pairs(linear, x, None)
+    assert shifted.sqdist[0, 1].item() == pytest.approx(float(exact), rel=8 * epsilon)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("base", [*STATIONARY, "sum", "product"])
+@pytest.mark.parametrize("activation", ["relu", "erf", "tanh"])
+def test_known_bases_to_rounding(
+    cls: type[WeightedKernel], base: str, activation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near duplicates too, tangent kernels of ReLU too: the squared distances have their digits."""
+    x = inputs()
+    x[2:5] = x[0] + torch.tensor([[1e-9], [1e-6], [1e-3]])
+    kernel = made(cls, activation, BASES[base]())
+    var1, var2, sqdist = over_base.base_pairs(kernel.base_kernel, x, None)
+    bias = kernel.bias_variance
+    pair = PairCovariance.from_distance(var1 + bias, var2.mT + bias, sqdist)
+    expected = kernel._pair(pair, SolverMonitor(), kernel.weight_variance, bias)
+    bound = 64 * torch.finfo(torch.float64).eps / 0.1 * expected.diagonal().mean()
+    for most in (over_base.MOST_ANGLES, 0):
+        monkeypatch.setattr(over_base, "MOST_ANGLES", most)
+        assert (kernel(x).to_dense() - expected).abs().max() <= bound
 
 
 @pytest.mark.parametrize("cls", [DEQNNGPKernel, DEQNTKKernel])
