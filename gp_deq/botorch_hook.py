@@ -23,8 +23,10 @@ _MODULE = "botorch.sampling.pathwise.features.generators"
 
 def register_when_imported() -> None:
     """Registers the maps now, or when BoTorch's module is imported."""
-    if _MODULE in sys.modules:
-        _register(sys.modules[_MODULE])
+    module = sys.modules.get(_MODULE)
+    # BoTorch may be in the middle of its own import
+    if module is not None and hasattr(module, "gen_kernel_features"):
+        _register(module)
     else:
         sys.meta_path.insert(0, _Finder())
 
@@ -48,20 +50,30 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if name != _MODULE:
             return None
+        # the others are asked without this one, which comes back in case the import fails
         sys.meta_path.remove(self)
-        spec = find_spec(name)
+        try:
+            spec = find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, self)
         return spec
 
 
 class _Loader(Loader):
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    """Loads with the module's own loader, which it then leaves in its place."""
+
+    def __init__(self, loader: Loader, finder: _Finder) -> None:
+        self.loader, self.finder = loader, finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
         _register(module)
