@@ -234,7 +234,7 @@ class DEKerKernel(NeuralKernel):
         Returns:
             ``... x n``; zero for finite ``num_steps`` and where :math:`\rho` is constant.
         """
-        x = x.unsqueeze(-1) if x.dim() == 1 else x
+        x = self._floating(x.unsqueeze(-1) if x.dim() == 1 else x)
         if self.active_dims is not None:
             x = x.index_select(-1, self.active_dims)
         self._check_inputs(x, x, True)
